@@ -1,0 +1,94 @@
+# The developer's day. `make` alone lists the targets.
+#
+# On Linux, PyTorch's default build brings gigabytes of CUDA packages. For the CPU build, point
+# PIP_EXTRA_INDEX_URL at PyTorch's CPU index before `make install`.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# Interpreters to try for .venv, in this order; the versions in constraints.txt come from 3.11.
+# One of your own: make install PYTHON=/path/to/python
+PYTHON ?= python3.11 python3.12 python3.13 python3 python
+# More arguments for the program behind serve, test, bench and evaluate: make test ARGS='-k slots'
+ARGS ?=
+
+# These commands run offline; without this, Ray reports usage statistics to its makers.
+RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_USAGE_STATS_ENABLED
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt
+SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.PHONY: help
+help:  ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
+	  | while IFS='|' read -r target text; do printf '  \033[1m%-10s\033[0m %s\n' "$$target" "$$text"; done
+
+.PHONY: install
+install: .venv/.installed  ## Make .venv with muxserve and the development tools in it
+
+.PHONY: serve
+serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
+	$(BIN)/serve run deployments.sentiment:app $(ARGS)
+
+.PHONY: test
+test: .venv/.installed  ## Run the tests
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: .venv/.installed  ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: .venv/.installed  ## Fix style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: .venv/.installed  ## Measure throughput at every N, offline and over HTTP
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+.PHONY: evaluate
+evaluate: .venv/.training  ## Measure the sentiment family and write the figures to its family.json
+	$(BIN)/muxserve evaluate muxserve/families/sentiment $(ARGS)
+
+.PHONY: clean
+clean:  ## Remove caches and build output
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean  ## Remove .venv too
+	rm -rf .venv
+
+# .installing marks an install under way: where one is left over, it was interrupted and .venv is
+# made anew. It keeps the time of the start, so a file changed meanwhile is installed next time.
+.venv/.installed: pyproject.toml constraints.txt
+	@if [ -e .venv/.installing ] \
+	  || ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null \
+	  || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $(PYTHON) ''; do \
+	    if [ -n "$$python" ] && "$$python" -c '$(SUITABLE)' 2>/dev/null; then break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo 'muxserve needs Python 3.11, 3.12 or 3.13 with its venv module; tried: $(PYTHON).' >&2; \
+	    echo 'Install one (Debian, Ubuntu: apt-get install python3-venv) or name it:' >&2; \
+	    echo '  make install PYTHON=/path/to/python' >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making .venv with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear .venv; \
+	fi
+	@touch .venv/.installing
+	$(PIP_INSTALL) -e '.[dev]'
+	@mv .venv/.installing $@
+
+.venv/.training: .venv/.installed
+	$(PIP_INSTALL) -e '.[dev,training]'
+	@touch $@

@@ -1,0 +1,42 @@
+"""What can be set about one replica's engine."""
+
+import os
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class EngineConfig(BaseModel):
+    """Settings of one engine; every field has a default that serves."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    latency_target_ms: float = Field(
+        50.0,
+        gt=0,
+        description="The line is to be drained within this time; N widens when it would not be.",
+    )
+    num_instances: int | None = Field(
+        None, ge=1, description="Pin N; by default N follows the load."
+    )
+    max_num_instances: int | None = Field(
+        None, ge=1, description="Widest N that load may choose; by default the family's widest."
+    )
+    max_groups: int = Field(
+        32, ge=1, le=1024, description="Most groups (encoder rows) of one forward."
+    )
+    max_waiting_texts: int = Field(
+        4096, ge=1, description="Texts that may wait; more are refused with 503."
+    )
+    torch_threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of the forward; by default the cores of the process or replica.",
+    )
+    warm_up_s: float = Field(
+        15.0, gt=0, description="Most seconds spent measuring forward times at start."
+    )

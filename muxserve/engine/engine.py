@@ -1,0 +1,382 @@
+"""The engine: line -> policy -> slots -> forward -> answers, in one thread of its own.
+
+There is no batching timer: while one forward runs, requests gather, and when it ends the next batch
+is planned from what waits. Idle, a lone request runs at once at N=1; loaded, batches fill by
+themselves.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from muxserve.engine.config import EngineConfig, available_cores
+from muxserve.engine.forward import Executor, TorchExecutor
+from muxserve.engine.line import Entry, Line
+from muxserve.engine.policy import choose
+from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
+from muxserve.engine.scores import LabelScore, label_scores
+from muxserve.engine.slots import Plan, plan, unplan
+from muxserve.engine.times import grid, measure
+from muxserve.engine.tokens import TextEncoder
+from muxserve.errors import (
+    DeadlineExceeded,
+    FamilyError,
+    ForwardFailed,
+    InvalidInput,
+    MuxserveError,
+)
+from muxserve.models.family import Family
+
+log = logging.getLogger(__name__)
+
+#: Texts of one call to ``classify`` that are submitted together, and such bundles in flight.
+_BUNDLE_TEXTS, _BUNDLES_IN_FLIGHT = 256, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to one text.
+
+    Attributes:
+        labels: every label with its score, best first.
+        num_instances: the N that served it.
+        truncated: whether the text was cut to the family's maximum.
+    """
+
+    labels: list[LabelScore]
+    num_instances: int
+    truncated: bool
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine started.
+
+    Attributes:
+        waiting: texts in the line now.
+        texts: texts answered, each copy counted.
+        batches: forwards.
+        slots: slots of all batches; ``filled_slots`` of them held a text for the first time.
+        texts_by_num_instances: distinct texts computed at each N.
+        last_num_instances: N of the last batch, 0 before the first.
+        shed, expired, cancelled, failed: texts refused, late, no longer wanted, and failed.
+        forward_s: seconds spent in forwards.
+    """
+
+    waiting: int = 0
+    texts: int = 0
+    batches: int = 0
+    slots: int = 0
+    filled_slots: int = 0
+    texts_by_num_instances: dict[int, int] = field(default_factory=dict)
+    last_num_instances: int = 0
+    shed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    forward_s: float = 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """Filled slots / slots, over all batches; 1 before the first."""
+        return self.filled_slots / self.slots if self.slots else 1.0
+
+
+class Engine:
+    """Serves one family in this process. Use it as a context manager, or call ``close``."""
+
+    def __init__(
+        self,
+        family: Family,
+        config: EngineConfig | None = None,
+        *,
+        executor: Executor | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Measure forward times, then start serving; returns when ready.
+
+        Args:
+            family: a loaded family.
+            config: settings; defaults serve.
+            executor: what runs the forwards; torch in this process by default.
+            on_progress: called with the share of the warm-up done.
+
+        Raises:
+            FamilyError: where the config wants an N that the family does not have.
+        """
+        self.config = config or EngineConfig()
+        self.family = family
+        self.widths = _allowed_widths(family, self.config)
+        self.encoder = TextEncoder(family.tokenizer, family.spec.max_length)
+        self.times = grid(family.spec.max_length, self.config.max_groups, family.padded_length)
+        self._target_s = self.config.latency_target_ms / 1000
+        self._executor = executor or TorchExecutor(
+            family.models,
+            pad_id=family.pad_id,
+            padded_length=family.padded_length,
+            threads=self.config.torch_threads or available_cores(),
+        )
+        self._line = Line(self.config.max_waiting_texts)
+        self._stats = EngineStats()
+        self._failure: BaseException | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve, args=(on_progress,), name="muxserve-forward", daemon=True
+        )
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @classmethod
+    def from_family(
+        cls,
+        family: str | Path,
+        config: EngineConfig | None = None,
+        *,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> "Engine":
+        """Load a family by shipped name or folder, and start; see ``Family.load``."""
+        return cls(Family.load(family), config, on_progress=on_progress)
+
+    def submit(self, request: Request) -> None:
+        """Put a request in the line and return at once; ``request.on_done`` tells the end.
+
+        Raises:
+            Overloaded: the line is full.
+            NotReady: the engine is closed.
+            InvalidInput: the request allows only an N below the narrowest one.
+        """
+        cap = request.options.max_num_instances
+        if cap is not None and cap < self.widths[0]:
+            raise InvalidInput(
+                f"the narrowest N here is {self.widths[0]}, got {cap}", field="max_num_instances"
+            )
+        if not request.tokens:
+            raise InvalidInput("a request needs at least one text", field="inputs")
+        self._line.join(request, self._target_s)
+
+    def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = True,
+        raw_scores: bool = False,
+        options: RequestOptions | None = None,
+    ) -> list[Classification]:
+        """Classify texts and wait for all of them, in order.
+
+        Raises:
+            MuxserveError: for the first text that has no answer.
+        """
+        tokens = self.encoder.encode(texts, truncate=truncate)
+        options = options or RequestOptions()
+        outcomes: list[Outcome] = []
+        in_flight: deque[Request] = deque()
+        for start in range(0, len(tokens), _BUNDLE_TEXTS):
+            if len(in_flight) == _BUNDLES_IN_FLIGHT:
+                outcomes += _outcomes(in_flight.popleft())
+            request = Request(tokens[start : start + _BUNDLE_TEXTS], options)
+            self.submit(request)
+            in_flight.append(request)
+        for request in in_flight:
+            outcomes += _outcomes(request)
+        return [
+            self._classification(outcome, one, raw_scores)
+            for outcome, one in zip(outcomes, tokens, strict=True)
+        ]
+
+    async def classify_async(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = True,
+        raw_scores: bool = False,
+        options: RequestOptions | None = None,
+    ) -> list[Classification]:
+        """``classify`` for an event loop: other tasks go on meanwhile."""
+        tokens = self.encoder.encode(texts, truncate=truncate)
+        outcomes = await answer(self, tokens, options or RequestOptions())
+        return [
+            self._classification(outcome, one, raw_scores)
+            for outcome, one in zip(outcomes, tokens, strict=True)
+        ]
+
+    def stats(self) -> EngineStats:
+        """A copy of the counters."""
+        return replace(
+            self._stats,
+            waiting=self._line.texts,
+            shed=self._line.shed,
+            expired=self._line.expired,
+            cancelled=self._line.cancelled,
+            texts_by_num_instances=dict(self._stats.texts_by_num_instances),
+        )
+
+    def close(self) -> None:
+        """Refuse new requests, serve what waits, and end the forward thread."""
+        self._line.close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _classification(self, outcome: Outcome, tokens: Tokens, raw_scores: bool) -> Classification:
+        if isinstance(outcome, MuxserveError):
+            raise outcome
+        labels = label_scores(outcome.logits, self.family.spec, raw=raw_scores)
+        return Classification(labels, outcome.num_instances, tokens.truncated)
+
+    def _serve(self, on_progress: Callable[[float], None] | None) -> None:
+        """The forward thread: warm up, then plan and run until the line is closed and empty."""
+        try:
+            self._executor.prepare()
+            measure(
+                self.times,
+                self.widths,
+                self._warm,
+                budget_s=self.config.warm_up_s,
+                on_progress=on_progress,
+            )
+        except BaseException as error:
+            self._failure = error
+            self._line.close()
+            return
+        finally:
+            self._ready.set()
+        while waiting := self._line.waiting():
+            choice = choose(
+                (entry.length for entry in waiting), self.times, self.widths, self._target_s
+            )
+            batch = plan(
+                waiting, choice.num_instances, self.times, self.widths, self.config.max_groups
+            )
+            self._line.take(batch.texts)
+            self._run(batch)
+
+    def _warm(self, n: int, length: int, groups: int) -> None:
+        """One forward of ``groups`` full groups of ``length`` tokens of padding."""
+        row = np.full(length, self.family.pad_id, dtype=np.int64)
+        self._executor.run(n, [row] * (n * groups))
+
+    def _run(self, batch: Plan[Entry]) -> None:
+        started = time.perf_counter()
+        try:
+            logits = self._executor.run(
+                batch.num_instances, [batch.texts[i].ids for i in batch.slots]
+            )
+            if not np.isfinite(logits).all():
+                raise FloatingPointError("the forward gave a score that is not a finite number")
+        except Exception as error:
+            self._retry_in_halves(batch, error)
+            return
+        seconds = time.perf_counter() - started
+        self.times.observe(batch.num_instances, batch.length, batch.groups, seconds)
+        self._count(batch, seconds)
+        answers = unplan(logits, batch.slots, len(batch.texts))
+        for entry, row in zip(batch.texts, answers, strict=True):
+            entry.settle(Prediction(row, batch.num_instances))
+
+    def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
+        """Run each half of a failed batch by itself, so that only the culprit fails."""
+        if len(batch.texts) == 1:
+            log.error("the forward failed for one text", exc_info=error)
+            self._stats.failed += len(batch.texts[0].waiters)
+            batch.texts[0].settle(ForwardFailed(f"the forward failed: {error}"))
+            return
+        middle = len(batch.texts) // 2
+        for half in (batch.texts[:middle], batch.texts[middle:]):
+            rest = half
+            while rest:
+                retry = plan(
+                    rest, batch.num_instances, self.times, self.widths, self.config.max_groups
+                )
+                taken = {id(entry) for entry in retry.texts}
+                rest = [entry for entry in rest if id(entry) not in taken]
+                self._run(retry)
+
+    def _count(self, batch: Plan[Entry], seconds: float) -> None:
+        stats, n = self._stats, batch.num_instances
+        stats.batches += 1
+        stats.slots += len(batch.slots)
+        stats.filled_slots += len(batch.texts)
+        stats.texts += sum(len(entry.waiters) for entry in batch.texts)
+        by_n = stats.texts_by_num_instances
+        by_n[n] = by_n.get(n, 0) + len(batch.texts)
+        stats.last_num_instances = n
+        stats.forward_s += seconds
+
+
+async def answer(
+    engine: Engine, tokens: Sequence[Tokens], options: RequestOptions
+) -> list[Outcome]:
+    """Submit one request and await its outcomes on the running loop.
+
+    Cancelling the awaiting task, or the deadline, takes the texts out of the line.
+
+    Raises:
+        Overloaded, NotReady, InvalidInput: as ``Engine.submit``.
+        DeadlineExceeded: the deadline passed first.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: Request) -> None:
+        loop.call_soon_threadsafe(_resolve, done)
+
+    request = Request(tokens, options, wake)
+    engine.submit(request)
+    try:
+        if options.deadline_s is None:
+            await done
+        else:
+            async with asyncio.timeout(max(0.0, options.deadline_s - time.monotonic())):
+                await done
+    except TimeoutError:
+        request.cancel()
+        raise DeadlineExceeded("the deadline passed before the answer was there") from None
+    except asyncio.CancelledError:
+        request.cancel()
+        raise
+    return _outcomes(request)
+
+
+def _resolve(done: "asyncio.Future[None]") -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+def _outcomes(request: Request) -> list[Outcome]:
+    """Wait for a request's outcomes."""
+    request.wait()
+    return [outcome for outcome in request.outcomes if outcome is not None]
+
+
+def _allowed_widths(family: Family, config: EngineConfig) -> list[int]:
+    """The widths that load may choose from: pinned, capped, or all."""
+    pinned, cap = config.num_instances, config.max_num_instances
+    if pinned is not None:
+        if pinned not in family.widths:
+            raise FamilyError(
+                f"num_instances {pinned} is not in the family: {family.widths}",
+                field="num_instances",
+            )
+        return [pinned]
+    widths = [n for n in family.widths if cap is None or n <= cap]
+    if not widths:
+        raise FamilyError(
+            f"max_num_instances {cap} is below the family's narrowest, {family.widths[0]}",
+            field="max_num_instances",
+        )
+    return widths

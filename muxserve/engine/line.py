@@ -1,0 +1,166 @@
+"""The waiting line: requests come in from any thread, the engine's thread takes texts out.
+
+Equal texts that wait together are one entry; cancelled and expired ones leave before they can take
+a slot. One lock guards everything here; no one else holds its state.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muxserve.engine.request import Outcome, Request
+from muxserve.errors import DeadlineExceeded, MuxserveError, NotReady, Overloaded
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One text that waits, for everybody who asked for it.
+
+    Attributes:
+        ids: [length] token ids.
+        isolation_key: texts with different keys never share a group (or an entry).
+        waiters: (request, index of the text in it) of everyone who waits for it.
+        width_limit: widest N that all of them allow.
+    """
+
+    ids: np.ndarray
+    isolation_key: str | None
+    waiters: list[tuple[Request, int]]
+    width_limit: int | None
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    @property
+    def max_num_instances(self) -> int | None:
+        return self.width_limit
+
+    def settle(self, outcome: Outcome) -> None:
+        """Give everyone who waits the same outcome."""
+        for request, index in self.waiters:
+            request.settle(index, outcome)
+
+
+class Line:
+    """First in, first considered; bounded in texts.
+
+    Attributes:
+        shed, expired, cancelled: texts refused, past their deadline, and no longer wanted.
+    """
+
+    def __init__(self, max_texts: int) -> None:
+        self.shed = 0
+        self.expired = 0
+        self.cancelled = 0
+        self._max_texts = max_texts
+        self._entries: dict[tuple[bytes, str | None], Entry] = {}
+        self._texts = 0
+        self._open = True
+        self._changed = threading.Condition()
+
+    @property
+    def texts(self) -> int:
+        """Texts that wait, each copy counted."""
+        return self._texts
+
+    def join(self, request: Request, retry_after_s: float) -> None:
+        """Add every text of a request, or none.
+
+        Raises:
+            Overloaded: where they do not fit.
+            NotReady: where the line is closed.
+        """
+        with self._changed:
+            if not self._open:
+                raise NotReady("the engine is closed")
+            if self._texts + len(request.tokens) > self._max_texts:
+                self.shed += len(request.tokens)
+                raise Overloaded(
+                    f"the line is full: {self._texts} of {self._max_texts} texts wait and "
+                    f"{len(request.tokens)} more came; try again later",
+                    retry_after_s=retry_after_s,
+                )
+            self._texts += len(request.tokens)
+            options = request.options
+            for index, tokens in enumerate(request.tokens):
+                key = tokens.ids.tobytes(), options.isolation_key
+                entry = self._entries.get(key)
+                if entry is None:
+                    self._entries[key] = Entry(
+                        tokens.ids,
+                        options.isolation_key,
+                        [(request, index)],
+                        options.max_num_instances,
+                    )
+                else:
+                    entry.waiters.append((request, index))
+                    entry.width_limit = _narrower(entry.width_limit, options.max_num_instances)
+            self._changed.notify()
+
+    def waiting(self) -> list[Entry]:
+        """Block until texts wait, drop those that nobody wants any more; the rest, oldest first.
+
+        Empty only once the line is closed.
+        """
+        while True:
+            with self._changed:
+                while not self._entries and self._open:
+                    self._changed.wait()
+                if not self._entries:
+                    return []
+                dropped = self._drop_unwanted(time.monotonic())
+                entries = list(self._entries.values())
+            # Settled outside the lock: what a caller does on it must not stop the line.
+            for request, index, outcome in dropped:
+                request.settle(index, outcome)
+            if entries:
+                return entries
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Remove entries that are about to run."""
+        with self._changed:
+            for entry in entries:
+                self._entries.pop((entry.ids.tobytes(), entry.isolation_key))
+                self._texts -= len(entry.waiters)
+
+    def close(self) -> None:
+        """Refuse new requests; what waits is still served."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def _drop_unwanted(self, now_s: float) -> list[tuple[Request, int, Outcome]]:
+        dropped: list[tuple[Request, int, Outcome]] = []
+        for key, entry in list(self._entries.items()):
+            kept = []
+            for request, index in entry.waiters:
+                deadline_s = request.options.deadline_s
+                if request.cancelled:
+                    self.cancelled += 1
+                    dropped.append((request, index, MuxserveError("the request was cancelled")))
+                elif deadline_s is not None and deadline_s <= now_s:
+                    self.expired += 1
+                    outcome = DeadlineExceeded("the deadline passed while the text waited")
+                    dropped.append((request, index, outcome))
+                else:
+                    kept.append((request, index))
+            if len(kept) < len(entry.waiters):
+                entry.waiters = kept
+                if kept:
+                    entry.width_limit = None
+                    for request, _ in kept:
+                        entry.width_limit = _narrower(
+                            entry.width_limit, request.options.max_num_instances
+                        )
+                else:
+                    del self._entries[key]
+        self._texts -= len(dropped)
+        return dropped
+
+
+def _narrower(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else min(a, b)

@@ -1,0 +1,91 @@
+"""The values that travel through the engine: a bundle of texts in, predictions out."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from muxserve.errors import MuxserveError
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text as token ids.
+
+    Attributes:
+        ids: [length] int64, special tokens included.
+        truncated: whether the text was cut to the family's maximum.
+    """
+
+    ids: np.ndarray
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What a caller may ask for.
+
+    Attributes:
+        max_num_instances: widest N that may answer this request, or None.
+        deadline_s: time on ``time.monotonic()``'s clock after which the answer is not wanted.
+        isolation_key: texts with different keys never share a group.
+    """
+
+    max_num_instances: int | None = None
+    deadline_s: float | None = None
+    isolation_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one text.
+
+    Attributes:
+        logits: [labels] float32; the mean over the slots that held the text.
+        num_instances: the N that served it.
+    """
+
+    logits: np.ndarray
+    num_instances: int
+
+
+Outcome = Prediction | MuxserveError
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """Texts of one caller that are answered together.
+
+    The engine's thread calls ``on_done`` once, when every text has its outcome; it must be quick
+    and must not raise.
+    """
+
+    tokens: Sequence[Tokens]
+    options: RequestOptions = RequestOptions()
+    on_done: Callable[["Request"], None] | None = None
+    outcomes: list[Outcome | None] = field(init=False)
+    cancelled: bool = field(init=False, default=False)
+    _missing: int = field(init=False)
+    _done: threading.Event = field(init=False, default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.outcomes = [None] * len(self.tokens)
+        self._missing = len(self.tokens)
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        """Give text ``index`` its outcome; called by the engine only."""
+        self.outcomes[index] = outcome
+        self._missing -= 1
+        if self._missing == 0:
+            self._done.set()
+            if self.on_done is not None:
+                self.on_done(self)
+
+    def cancel(self) -> None:
+        """The answer is no longer wanted; texts that still wait leave the line."""
+        self.cancelled = True
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Block until every text has its outcome; False when the time ran out first."""
+        return self._done.wait(timeout_s)

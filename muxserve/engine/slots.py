@@ -1,0 +1,143 @@
+"""Which texts go into the next batch, and into which slot; and back from slots to texts.
+
+In: the texts that wait, oldest first, N and forward times. Out: a ``Plan``. Pure functions over
+plain values, so that the planner can be tested and simulated without a model or a clock.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from muxserve.engine.times import ForwardTimes
+
+
+class Waiting(Protocol):
+    """What the planner needs to know of a text that waits."""
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+
+    @property
+    def max_num_instances(self) -> int | None:
+        """Widest N that may serve it."""
+
+    @property
+    def isolation_key(self) -> str | None:
+        """Texts with different keys never share a group."""
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[W]):
+    """One batch: G groups of N slots.
+
+    Attributes:
+        num_instances: N.
+        texts: the distinct texts of the batch.
+        slots: [G * N] index into ``texts`` of what each slot holds; texts that stand in several
+            slots fill those that would be free, and their logits are averaged.
+    """
+
+    num_instances: int
+    texts: list[W]
+    slots: list[int]
+
+    @property
+    def groups(self) -> int:
+        """Encoder rows of the batch."""
+        return len(self.slots) // self.num_instances
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest text."""
+        return max(text.length for text in self.texts)
+
+
+def plan(
+    waiting: Sequence[W],
+    n: int,
+    times: ForwardTimes,
+    widths: Sequence[int],
+    max_groups: int,
+) -> Plan[W]:
+    """Plan the next batch: the oldest text always goes, with the neighbours that pay.
+
+    The window of near lengths around the oldest text with the most texts per predicted second is
+    taken. A text that caps N is served at its cap when it is the oldest, and until then only joins
+    batches that are no wider than it allows.
+
+    Args:
+        waiting: the texts that wait, oldest first; not empty.
+        n: what the policy chose.
+        times: predictions.
+        widths: every N available, ascending.
+        max_groups: most groups of a forward.
+    """
+    oldest = waiting[0]
+    n = allowed_width(n, oldest.max_num_instances, widths)
+    fitting = [w for w in waiting if w.max_num_instances is None or w.max_num_instances >= n]
+    fitting.sort(key=lambda w: w.length)
+    position = next(i for i, w in enumerate(fitting) if w is oldest)
+    start, end = _window([w.length for w in fitting], position, n, times, max_groups)
+    chosen = fitting[start : end + 1]
+    return _group(chosen, oldest, n, max_groups)
+
+
+def allowed_width(n: int, cap: int | None, widths: Sequence[int]) -> int:
+    """The widest N that is at most ``n`` and ``cap``; the narrowest where none is."""
+    limit = n if cap is None else min(n, cap)
+    return max((w for w in widths if w <= limit), default=widths[0])
+
+
+def _window(
+    lengths: Sequence[int], oldest: int, n: int, times: ForwardTimes, max_groups: int
+) -> tuple[int, int]:
+    """First and last index of the run of near lengths around ``oldest`` with the best rate.
+
+    Candidates end at the last text of each length bucket at or above the oldest's.
+    """
+    best, best_rate = (oldest, oldest), 0.0
+    for hi in range(oldest, len(lengths)):
+        if hi + 1 < len(lengths) and times.bucket(lengths[hi + 1]) == times.bucket(lengths[hi]):
+            continue
+        most = n * min(max_groups, times.best_groups(n, lengths[hi]))
+        start = min(max(hi + 1 - most, 0), oldest)
+        end = min(start + most - 1, hi)
+        texts = end - start + 1
+        rate = texts / times.predict(n, lengths[end], -(-texts // n))
+        if rate > best_rate:
+            best, best_rate = (start, end), rate
+    return best
+
+
+def _group(chosen: Sequence[W], oldest: W, n: int, max_groups: int) -> Plan[W]:
+    """Cut each isolation key's texts, sorted by length, into groups; the oldest's key first."""
+    by_key: dict[str | None, list[W]] = {oldest.isolation_key: []}
+    for text in chosen:
+        by_key.setdefault(text.isolation_key, []).append(text)
+    texts: list[W] = []
+    slots: list[int] = []
+    for members in by_key.values():
+        groups = [members[i : i + n] for i in range(0, len(members), n)]
+        # Where keys make more groups than fit, the one with the oldest text must be among them.
+        groups.sort(key=lambda group: oldest not in group)
+        for group in groups[: max_groups - len(slots) // n]:
+            first = len(texts)
+            texts += group
+            slots += [first + i % len(group) for i in range(n)]
+    return Plan(n, texts, slots)
+
+
+def unplan(logits: np.ndarray, slots: Sequence[int], texts: int) -> np.ndarray:
+    """Mean logits [texts, labels] of each text over its slots, from logits [slots, labels]."""
+    if texts == len(slots):
+        return logits  # a full batch holds every text once, in order
+    sums = np.zeros((texts, logits.shape[1]), dtype=np.float32)
+    np.add.at(sums, slots, logits)
+    counts = np.bincount(slots, minlength=texts)
+    return np.asarray(sums / counts[:, None], dtype=np.float32)

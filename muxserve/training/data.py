@@ -1,0 +1,122 @@
+"""Texts in files in, labelled texts and batches of token ids out."""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with the class id of each."""
+
+    texts: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_labelled(
+    path: Path, labels: Sequence[str], *, text_column: str = "text", label_column: str = "label"
+) -> LabelledTexts:
+    """Read a CSV (with a header) or JSONL file of texts and label names.
+
+    Args:
+        path: the file; its ending says which format.
+        labels: the label names, in the order of their class ids.
+
+    Raises:
+        ValueError: naming the file and line, for a missing column, an unknown label, an empty text
+            or bytes that are not UTF-8.
+    """
+    ids = {name: index for index, name in enumerate(labels)}
+    texts: list[str] = []
+    classes: list[int] = []
+    for line, row in _rows(path):
+        for column in (text_column, label_column):
+            if row.get(column) is None:
+                found = ", ".join(map(str, row)) or "none"
+                raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
+        text, label = str(row[text_column]), str(row[label_column])
+        if not text.strip():
+            raise ValueError(f"{path}, line {line}: the text is empty")
+        if label not in ids:
+            raise ValueError(
+                f"{path}, line {line}: unknown label {label!r}; known: {', '.join(labels)}"
+            )
+        texts.append(text)
+        classes.append(ids[label])
+    if not texts:
+        raise ValueError(f"{path}: no rows")
+    return LabelledTexts(texts, classes)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".jsonl":
+                for line, raw in enumerate(file, 1):
+                    try:
+                        row = json.loads(raw)
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"{path}, line {line}: not JSON: {error}") from None
+                    if not isinstance(row, dict):
+                        raise ValueError(f"{path}, line {line}: not a JSON object")
+                    yield line, row
+            elif path.suffix == ".csv":
+                reader = csv.DictReader(file)
+                for row in reader:
+                    yield reader.line_num, dict(row)
+            else:
+                raise ValueError(f"{path}: expected a .csv or .jsonl file")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
+
+
+def checksum(texts: Sequence[str]) -> str:
+    """SHA-256 over texts in order, to say which data a figure was measured on."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def pad_batch(
+    rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as ids and mask, both [B, length] int64; length defaults to the longest."""
+    longest = length or max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+def near_length_batches(
+    lengths: Sequence[int], size: int, rng: random.Random, *, pool: int = 50
+) -> Iterator[list[int]]:
+    """Endless batches of ``size`` indices of similar length, in random order, epoch after epoch.
+
+    Each epoch is a new permutation, so a row's partners in a group change too. The rest of an
+    epoch that does not fill a batch is left to the next.
+    """
+    if size > len(lengths):
+        raise ValueError(f"{len(lengths)} texts do not fill a batch of {size}")
+    while True:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        for start in range(0, len(order), size * pool):
+            chunk = sorted(order[start : start + size * pool], key=lambda i: lengths[i])
+            batches = [chunk[i : i + size] for i in range(0, len(chunk) - size + 1, size)]
+            rng.shuffle(batches)
+            for batch in batches:
+                rng.shuffle(batch)
+                yield batch

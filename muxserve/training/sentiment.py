@@ -1,0 +1,163 @@
+"""Train the shipped sentiment family: ``python -m muxserve.training.sentiment --help``.
+
+Teacher, soft labels, student and multiplexed distillation, each stage kept in the work folder, so
+that a run that was stopped goes on with the stage it was in.
+"""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForSequenceClassification
+
+from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
+from muxserve.training.data import LabelledTexts
+from muxserve.training.evaluation import grouped_predictions
+from muxserve.training.multiplex import DistillSettings, distill
+from muxserve.training.sentiment_data import LABELS, chunks, held_out, training_reviews
+from muxserve.training.student import cut_student, cut_tokenizer
+from muxserve.training.teacher import accuracy, fine_tune, soft_labels, token_ids
+
+log = logging.getLogger(__name__)
+
+WIDTHS = [1, 2, 5, 10]
+LAYERS = [0, 2, 5]
+WORD_PIECES = 12_000
+MAX_LENGTH = 128
+#: How much a whole review's label counts beside the teacher's logits for a piece of it.
+REVIEW_LABEL_LOGIT = 1.0
+
+
+def train(
+    base: Annotated[Path, typer.Option(help="Folder of the pretrained BERT with tokenizer.json.")],
+    work: Annotated[Path, typer.Option(help="Folder for the stages; not shipped.")],
+    out: Annotated[Path, typer.Option(help="Folder for the trained weights and tokenizer.")],
+    teacher_steps: Annotated[int, typer.Option(min=1)] = 900,
+    soft_texts: Annotated[
+        int, typer.Option(min=1, help="Review pieces that get soft labels.")
+    ] = 70_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the distillation.")] = 3000,
+    seed: int = 0,
+) -> None:
+    """Train every width of the sentiment family from a pretrained BERT, resuming where possible."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    work.mkdir(parents=True, exist_ok=True)
+    sentences, reviews = training_reviews()
+    sentences, dev = held_out(sentences, 1000, seed)
+    pieces, _ = held_out(chunks(reviews, seed), 0, seed)
+
+    targets, texts = _soft_targets(
+        base, work, sentences, pieces, dev, teacher_steps=teacher_steps, size=soft_texts, seed=seed
+    )
+    tokenizer, kept = cut_tokenizer(
+        Tokenizer.from_file(str(base / "tokenizer.json")), texts[:40_000], WORD_PIECES
+    )
+    torch.manual_seed(seed)
+    student = cut_student(base, _student_config(base, len(kept)), LAYERS, kept)
+    rows = token_ids(tokenizer, texts, MAX_LENGTH)
+    dev_rows = token_ids(tokenizer, dev.texts, MAX_LENGTH)
+
+    def evaluate(step: int) -> None:
+        for n in WIDTHS:
+            logits = grouped_predictions(student, dev_rows, n, seed=step)
+            log.info("step %d N=%d dev accuracy %.4f", step, n, accuracy(logits, dev.labels))
+
+    settings = DistillSettings(steps=steps, seed=seed)
+    distill(student, rows, targets, settings, work / "distil.pt", evaluate=evaluate)
+    save_for_serving(student, tokenizer, out)
+
+
+def save_for_serving(
+    model: MuxBertForSequenceClassification, tokenizer: Tokenizer, out: Path
+) -> None:
+    """Write weights in fp16 without the retrieval head, config and tokenizer into ``out``."""
+    config = MuxBertConfig.from_dict({**model.config.to_dict(), "retrieval_head": False})
+    lean = MuxBertForSequenceClassification(config)
+    lean.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
+    )
+    lean.half().save_pretrained(out)
+    tokenizer.no_truncation()
+    tokenizer.save(str(out / "tokenizer.json"))
+
+
+def _student_config(base: Path, word_pieces: int) -> MuxBertConfig:
+    pretrained = json.loads((base / "config.json").read_text())
+    same = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "pad_token_id")
+    return MuxBertConfig(
+        **{key: pretrained[key] for key in same},
+        vocab_size=word_pieces,
+        num_hidden_layers=len(LAYERS),
+        max_position_embeddings=MAX_LENGTH,
+        trained_length=MAX_LENGTH,
+        hidden_dropout_prob=0.05,
+        attention_probs_dropout_prob=0.05,
+        num_instances=WIDTHS[-1],
+        widths=WIDTHS,
+        plain_single=True,
+        learn_muxing=True,
+        demuxing_variant="hadamard_gate",
+        pooling="mean",
+        classifier_head="dense",
+        retrieval_head=True,
+        retrieval_percentage=0.5,
+        id2label=dict(enumerate(LABELS)),
+        label2id={name: index for index, name in enumerate(LABELS)},
+    )
+
+
+def _soft_targets(
+    base: Path,
+    work: Path,
+    sentences: LabelledTexts,
+    pieces: LabelledTexts,
+    dev: LabelledTexts,
+    *,
+    teacher_steps: int,
+    size: int,
+    seed: int,
+) -> tuple[torch.Tensor, list[str]]:
+    """Teacher logits [texts, labels] of sentences and pieces, with what their own labels add."""
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    texts = sentences.texts + pieces.texts[:size]
+    labels = sentences.labels + pieces.labels[:size]
+    file = work / "soft_labels.safetensors"
+    if not file.exists():
+        folder = work / "teacher"
+        if not (folder / "config.json").exists():
+            mixed = LabelledTexts(
+                sentences.texts * 2 + pieces.texts[-len(sentences) :],
+                sentences.labels * 2 + pieces.labels[-len(sentences) :],
+            )
+            teacher = fine_tune(
+                base,
+                tokenizer,
+                mixed,
+                labels=LABELS,
+                steps=teacher_steps,
+                batch_size=32,
+                learning_rate=7e-5,
+                max_length=MAX_LENGTH,
+                seed=seed,
+            )
+            teacher.save_pretrained(folder)
+        teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        on_dev = soft_labels(teacher, tokenizer, dev.texts, max_length=MAX_LENGTH)
+        log.info("teacher dev accuracy %.4f", accuracy(on_dev, dev.labels))
+        save_file({"logits": soft_labels(teacher, tokenizer, texts, max_length=MAX_LENGTH)}, file)
+    logits = load_file(file)["logits"]
+    own = torch.nn.functional.one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
+    # A sentence's own label is a person's word on that sentence; a piece's is its review's.
+    weight = torch.full((len(labels), 1), REVIEW_LABEL_LOGIT)
+    weight[: len(sentences)] = 2 * REVIEW_LABEL_LOGIT
+    return logits + own * weight, texts
+
+
+if __name__ == "__main__":
+    typer.run(train)

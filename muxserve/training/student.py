@@ -1,0 +1,100 @@
+"""A student cut from a pretrained BERT: fewer layers, only the frequent word pieces, new parts.
+
+In: a folder with a BERT and its fast tokenizer. Out: a multiplexed BERT whose encoder and
+embeddings start from the pretrained ones, and a tokenizer for the smaller vocabulary.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import BertModel
+
+from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
+from muxserve.models.demultiplexers import HadamardGate
+from muxserve.models.multiplexers import GaussianHadamard
+
+
+def cut_tokenizer(
+    tokenizer: Tokenizer, texts: Sequence[str], size: int
+) -> tuple[Tokenizer, list[int]]:
+    """Keep the special tokens, every single character and the most frequent word pieces of texts.
+
+    Args:
+        tokenizer: a WordPiece tokenizer.
+        texts: what frequency is counted on.
+        size: word pieces kept.
+
+    Returns:
+        The tokenizer of the smaller vocabulary, without padding or truncation, and the old id of
+        each of its tokens, in order.
+    """
+    spec = json.loads(tokenizer.to_str())
+    vocabulary: dict[str, int] = spec["model"]["vocab"]
+    counts: Counter[int] = Counter()
+    for start in range(0, len(texts), 1000):
+        for encoding in tokenizer.encode_batch(list(texts[start : start + 1000])):
+            counts.update(encoding.ids)
+    special = {token["content"] for token in spec["added_tokens"]}
+    always = [
+        old
+        for piece, old in vocabulary.items()
+        if piece in special or len(piece.removeprefix("##")) == 1
+    ]
+    frequent = [old for old, _ in counts.most_common()]
+    kept = list(dict.fromkeys([*always, *frequent]))[:size]
+    kept.sort()
+    new_id = {old: new for new, old in enumerate(kept)}
+    spec["model"]["vocab"] = {
+        piece: new_id[old] for piece, old in vocabulary.items() if old in new_id
+    }
+    for token in spec["added_tokens"]:
+        token["id"] = new_id[token["id"]]
+    for entry in (spec["post_processor"] or {}).get("special_tokens", {}).values():
+        entry["ids"] = [new_id[old] for old in entry["ids"]]
+    spec["padding"] = spec["truncation"] = None
+    return Tokenizer.from_str(json.dumps(spec)), kept
+
+
+def cut_student(
+    base: Path, config: MuxBertConfig, layers: Sequence[int], kept: Sequence[int]
+) -> MuxBertForSequenceClassification:
+    """A multiplexed BERT that starts from some layers and word pieces of a pretrained one.
+
+    Slot 0's key is all ones and the others are random signs, so that N=1 and the first slot start
+    close to what the pretrained encoder knows, and keys are as far apart as random ones can be.
+
+    Raises:
+        ValueError: where config and the cut disagree on layers or vocabulary.
+    """
+    if config.num_hidden_layers != len(layers) or config.vocab_size != len(kept):
+        raise ValueError(
+            f"config has {config.num_hidden_layers} layers and {config.vocab_size} word pieces; "
+            f"the cut keeps {len(layers)} and {len(kept)}"
+        )
+    pretrained = BertModel.from_pretrained(base, add_pooling_layer=False).state_dict()
+    student = MuxBertForSequenceClassification(config)
+    state = student.bert.state_dict()
+    for key in state:
+        source = key
+        if key.startswith("encoder.layer."):
+            _, _, index, rest = key.split(".", 3)
+            source = f"encoder.layer.{layers[int(index)]}.{rest}"
+        value = pretrained[source]
+        if key == "embeddings.word_embeddings.weight":
+            value = value[list(kept)]
+        elif key == "embeddings.position_embeddings.weight":
+            value = value[: config.max_position_embeddings]
+        state[key] = value
+    student.bert.load_state_dict(state)
+    signs = torch.randint(0, 2, (config.num_instances, config.hidden_size)) * 2.0 - 1.0
+    signs[0] = 1
+    parts = student.multiplexer, student.demultiplexer
+    if isinstance(parts[0], GaussianHadamard) and isinstance(parts[1], HadamardGate):
+        with torch.no_grad():
+            parts[0].instance_embedding.copy_(signs)
+            parts[1].gate_scale.copy_(signs)
+    return student

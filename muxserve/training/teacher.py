@@ -1,0 +1,92 @@
+"""The teacher: a plain classifier fine-tuned on labelled texts, and the soft labels it gives."""
+
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from muxserve.training.data import LabelledTexts, near_length_batches, pad_batch
+
+log = logging.getLogger(__name__)
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each text with special tokens, cut to ``max_length`` tokens."""
+    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+def fine_tune(
+    base: Path,
+    tokenizer: Tokenizer,
+    texts: LabelledTexts,
+    *,
+    labels: Sequence[str],
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    max_length: int,
+    seed: int,
+) -> PreTrainedModel:
+    """Fine-tune a pretrained encoder as a classifier; AdamW, linear decay, 6% warm-up."""
+    torch.manual_seed(seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={name: index for index, name in enumerate(labels)},
+    ).train()
+    rows = token_ids(tokenizer, texts.texts, max_length)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    warm_up = max(1, int(0.06 * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warm_up, (steps - s) / (steps - warm_up))
+    )
+    batches = near_length_batches([len(row) for row in rows], batch_size, random.Random(seed))
+    progress = tqdm(range(steps), desc="teacher", unit="step")
+    for _ in progress:
+        picked = next(batches)
+        ids, mask = pad_batch([rows[i] for i in picked], model.config.pad_token_id or 0)
+        target = torch.tensor([texts.labels[i] for i in picked])
+        loss = cross_entropy(
+            model(input_ids=ids, attention_mask=mask).logits, target, label_smoothing=0.05
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    return model.eval()
+
+
+@torch.inference_mode()
+def soft_labels(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Logits [len(texts), labels] of the teacher, computed in order of length."""
+    rows = token_ids(tokenizer, texts, max_length)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    logits = torch.empty(len(rows), int(model.config.num_labels or 0))
+    for start in tqdm(range(0, len(order), batch_size), desc="soft labels", unit="batch"):
+        picked = order[start : start + batch_size]
+        ids, mask = pad_batch([rows[i] for i in picked], model.config.pad_token_id or 0)
+        logits[picked] = model(input_ids=ids, attention_mask=mask).logits
+    return logits
+
+
+def accuracy(logits: torch.Tensor, labels: Sequence[int]) -> float:
+    """Share of rows whose largest logit is the label's."""
+    return float((logits.argmax(dim=-1) == torch.tensor(labels)).float().mean())

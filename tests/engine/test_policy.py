@@ -1,0 +1,45 @@
+"""The policy: accuracy first, width when the line asks for it."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muxserve.engine.policy import choose
+from tests.engine.simulated_times import linear_times
+
+WIDTHS = [1, 2, 5]
+TIMES = linear_times()
+LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=300)
+
+
+def test_a_lone_text_is_served_at_one():
+    assert choose([20], TIMES, WIDTHS, target_s=0.05).num_instances == 1
+
+
+def test_a_lone_text_is_served_at_one_even_where_no_width_meets_the_target():
+    assert choose([20], TIMES, WIDTHS, target_s=1e-9).num_instances == 1
+
+
+def test_a_long_line_takes_the_widest():
+    assert choose([32] * 1000, TIMES, WIDTHS, target_s=0.01).num_instances == 5
+
+
+def test_between_them_the_smallest_width_that_meets_the_target_is_taken():
+    line = [32] * 64
+    at_one, at_two = (choose(line, TIMES, [n], 0).drain_s for n in (1, 2))
+    assert at_two < at_one
+    assert choose(line, TIMES, WIDTHS, target_s=(at_one + at_two) / 2).num_instances == 2
+
+
+@given(LENGTHS, st.floats(1e-4, 1.0))
+def test_a_looser_target_never_widens(lengths, target_s):
+    tight = choose(lengths, TIMES, WIDTHS, target_s)
+    loose = choose(lengths, TIMES, WIDTHS, 2 * target_s)
+    assert loose.num_instances <= tight.num_instances
+
+
+@given(LENGTHS, st.floats(1e-4, 1.0))
+def test_a_narrower_choice_than_the_one_taken_would_have_missed(lengths, target_s):
+    taken = choose(lengths, TIMES, WIDTHS, target_s)
+    for n in WIDTHS:
+        if n < taken.num_instances:
+            assert choose(lengths, TIMES, [n], target_s).drain_s > target_s

@@ -1,0 +1,121 @@
+"""The planner: the oldest goes, near lengths join, free slots repeat, keys keep apart."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muxserve.engine.slots import allowed_width, plan, unplan
+from tests.engine.simulated_times import linear_times
+
+WIDTHS = [1, 2, 5]
+TIMES = linear_times()
+
+
+@dataclass(eq=False)
+class Text:
+    length: int
+    max_num_instances: int | None = None
+    isolation_key: str | None = None
+
+
+TEXTS = st.lists(
+    st.builds(
+        Text,
+        st.integers(1, 64),
+        st.sampled_from([None, None, 1, 2, 5]),
+        st.sampled_from([None, None, "a", "b"]),
+    ),
+    min_size=1,
+    max_size=80,
+)
+N = st.sampled_from(WIDTHS)
+
+
+def plan_for(texts, n, max_groups=8):
+    return plan(texts, n, TIMES, WIDTHS, max_groups)
+
+
+@given(TEXTS, N)
+def test_the_oldest_text_is_always_in_the_next_batch(texts, n):
+    assert any(text is texts[0] for text in plan_for(texts, n).texts)
+
+
+@given(TEXTS, N)
+def test_every_slot_holds_a_text_and_every_text_a_slot(texts, n):
+    batch = plan_for(texts, n)
+    assert len(batch.slots) == batch.groups * batch.num_instances
+    assert 1 <= batch.groups <= 8
+    assert set(batch.slots) == set(range(len(batch.texts)))
+    assert len({id(text) for text in batch.texts}) == len(batch.texts)
+
+
+@given(TEXTS, N)
+def test_texts_with_different_isolation_keys_never_share_a_group(texts, n):
+    batch = plan_for(texts, n)
+    for group in range(batch.groups):
+        slots = batch.slots[group * batch.num_instances : (group + 1) * batch.num_instances]
+        assert len({batch.texts[i].isolation_key for i in slots}) == 1
+
+
+@given(TEXTS, N)
+def test_no_text_is_served_wider_than_it_allows(texts, n):
+    batch = plan_for(texts, n)
+    assert batch.num_instances <= n
+    for text in batch.texts:
+        assert text.max_num_instances is None or batch.num_instances <= text.max_num_instances
+
+
+@given(TEXTS, N)
+def test_everything_is_served_after_as_many_plans_as_texts(texts, n):
+    left = list(texts)
+    for _ in texts:
+        if not left:
+            break
+        done = {id(text) for text in plan_for(left, n).texts}
+        left = [text for text in left if id(text) not in done]
+    assert left == []
+
+
+def test_neighbours_of_near_length_are_preferred():
+    texts = [Text(10), *(Text(60) for _ in range(20)), *(Text(11) for _ in range(20))]
+    batch = plan_for(texts, 1)
+    assert batch.length == 11
+
+
+def test_free_slots_repeat_the_texts_of_their_group():
+    batch = plan_for([Text(10), Text(11), Text(12)], 5)
+    assert batch.slots == [0, 1, 2, 0, 1]
+
+
+def test_a_full_batch_repeats_nothing():
+    batch = plan_for([Text(10) for _ in range(10)], 5)
+    assert batch.slots == list(range(10))
+
+
+def test_a_capped_text_alone_is_served_at_its_cap():
+    assert plan_for([Text(10, 2)], 5).num_instances == 2
+    assert plan_for([Text(10, 4)], 5).num_instances == 2
+    assert allowed_width(5, None, WIDTHS) == 5
+
+
+@given(st.integers(1, 12), N, st.randoms(use_true_random=False))
+def test_unplanning_averages_the_slots_of_each_text(texts, n, rng):
+    batch = plan_for([Text(10) for _ in range(texts)], n)
+    answers = np.array([[rng.random(), rng.random()] for _ in batch.texts], dtype=np.float32)
+    noise = np.zeros((len(batch.slots), 2), dtype=np.float32)
+    back = unplan(answers[batch.slots] + noise, batch.slots, len(batch.texts))
+    np.testing.assert_allclose(back, answers, rtol=1e-6)
+
+
+def test_unplanning_takes_the_mean():
+    back = unplan(np.array([[1.0], [2.0], [3.0]], dtype=np.float32), [0, 1, 0], 2)
+    assert back.tolist() == [[2.0], [2.0]]
+    assert back.dtype == np.float32
+
+
+def test_an_empty_line_cannot_be_planned():
+    with pytest.raises(IndexError):
+        plan_for([], 1)

@@ -1,0 +1,60 @@
+"""Forward times: predictions between measured points, and corrections while running."""
+
+import pytest
+
+from muxserve.engine.times import ForwardTimes, grid, measure
+from tests.engine.simulated_times import linear_times
+
+
+def test_predictions_are_linear_between_grid_points():
+    times = linear_times()
+    assert times.predict(2, 24, 3) == pytest.approx(1e-3 + 1e-5 * 24 * 3)
+    assert times.predict(2, 64, 16) == pytest.approx(2 * (1e-3 + 1e-5 * 64 * 8))
+
+
+def test_a_text_below_the_first_bucket_costs_as_the_first_bucket():
+    times = linear_times()
+    assert times.predict(1, 3, 1) == times.predict(1, 16, 1)
+
+
+def test_observations_move_predictions_of_their_bucket_only():
+    times = linear_times()
+    before, other = times.predict(1, 32, 4), times.predict(1, 64, 4)
+    for _ in range(100):
+        times.observe(1, 32, 4, 3 * before)
+    assert times.predict(1, 32, 4) == pytest.approx(3 * before, rel=0.01)
+    assert times.predict(1, 64, 4) == other
+
+
+def test_one_stalled_forward_hardly_moves_them():
+    times = linear_times()
+    before = times.predict(1, 32, 4)
+    times.observe(1, 32, 4, 1000 * before)
+    assert times.predict(1, 32, 4) < 1.5 * before
+
+
+def test_best_groups_are_the_fewest_that_are_nearly_as_good():
+    times = ForwardTimes([16], [1, 2, 4, 8])
+    times.set(1, 16, [1.0, 1.0, 1.01, 2.0])  # 8 groups bring next to nothing over 4
+    assert times.best_groups(1, 16) == 4
+
+
+def test_the_grid_ends_at_the_limits_and_is_one_length_where_padding_is_fixed():
+    assert grid(100, 32, None).lengths == [16, 32, 64, 100]
+    assert grid(16, 5, None).lengths == [16]
+    assert grid(16, 5, None).groups == [1, 2, 4]
+    assert grid(128, 4, 128).lengths == [128]
+
+
+def test_measuring_runs_small_shapes_and_scales_what_the_budget_does_not_reach():
+    ran = []
+    times = grid(64, 8, None)
+    measure(times, [1, 2], lambda *shape: ran.append(shape), budget_s=0.0)
+    assert {(n, length) for n, length, _ in ran} == {(n, x) for n in (1, 2) for x in (16, 32, 64)}
+    assert max(g for *_, g in ran) == 1
+    assert times.predict(1, 64, 8) == pytest.approx(8 * times.predict(1, 64, 1))
+
+
+def test_a_row_of_times_must_fit_the_grid():
+    with pytest.raises(ValueError, match="4 times expected, got 1"):
+        linear_times().set(1, 16, [0.1])
