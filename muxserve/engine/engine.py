@@ -6,6 +6,7 @@ themselves.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -32,6 +33,7 @@ from muxserve.errors import (
     ForwardFailed,
     InvalidInput,
     MuxserveError,
+    NotReady,
 )
 from muxserve.models.family import Family
 
@@ -126,6 +128,7 @@ class Engine:
         )
         self._line = Line(self.config.max_waiting_texts)
         self._stats = EngineStats()
+        self._running: list[Entry] = []
         self._failure: BaseException | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(
@@ -221,6 +224,11 @@ class Engine:
             texts_by_num_instances=dict(self._stats.texts_by_num_instances),
         )
 
+    @property
+    def alive(self) -> bool:
+        """Whether the forward thread runs; once false, requests are refused."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """Refuse new requests, serve what waits, and end the forward thread."""
         self._line.close()
@@ -255,6 +263,17 @@ class Engine:
             return
         finally:
             self._ready.set()
+        try:
+            self._serve_line()
+        except BaseException:
+            # Nobody may wait for a thread that is gone; the health check tells who looks.
+            log.exception("the forward thread ended by an error")
+            gone = NotReady("the engine stopped by an internal error")
+            self._line.abort(gone)
+            for entry in self._running:
+                entry.settle_rest(gone)
+
+    def _serve_line(self) -> None:
         while waiting := self._line.waiting():
             choice = choose(
                 (entry.length for entry in waiting), self.times, self.widths, self._target_s
@@ -263,6 +282,7 @@ class Engine:
                 waiting, choice.num_instances, self.times, self.widths, self.config.max_groups
             )
             self._line.take(batch.texts)
+            self._running = batch.texts
             self._run(batch)
 
     def _warm(self, n: int, length: int, groups: int) -> None:
@@ -333,7 +353,9 @@ async def answer(
     done: asyncio.Future[None] = loop.create_future()
 
     def wake(_: Request) -> None:
-        loop.call_soon_threadsafe(_resolve, done)
+        # A loop that is closed has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, done)
 
     request = Request(tokens, options, wake)
     engine.submit(request)

@@ -45,6 +45,13 @@ class Entry:
             request.settle(index, outcome)
 
 
+    def settle_rest(self, outcome: Outcome) -> None:
+        """Give the outcome to those who have none yet."""
+        for request, index in self.waiters:
+            if request.outcomes[index] is None:
+                request.settle(index, outcome)
+
+
 class Line:
     """First in, first considered; bounded in texts.
 
@@ -132,6 +139,17 @@ class Line:
         with self._changed:
             self._open = False
             self._changed.notify_all()
+
+    def abort(self, outcome: Outcome) -> None:
+        """Close, and give everyone who waits the same outcome."""
+        with self._changed:
+            entries = list(self._entries.values())
+            self._entries.clear()
+            self._texts = 0
+            self._open = False
+            self._changed.notify_all()
+        for entry in entries:
+            entry.settle(outcome)
 
     def _drop_unwanted(self, now_s: float) -> list[tuple[Request, int, Outcome]]:
         dropped: list[tuple[Request, int, Outcome]] = []

@@ -1,5 +1,6 @@
 """The values that travel through the engine: a bundle of texts in, predictions out."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from muxserve.errors import MuxserveError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +60,7 @@ Outcome = Prediction | MuxserveError
 class Request:
     """Texts of one caller that are answered together.
 
-    The engine's thread calls ``on_done`` once, when every text has its outcome; it must be quick
-    and must not raise.
+    The engine's thread calls ``on_done`` once, when every text has its outcome; it must be quick.
     """
 
     tokens: Sequence[Tokens]
@@ -80,7 +82,11 @@ class Request:
         if self._missing == 0:
             self._done.set()
             if self.on_done is not None:
-                self.on_done(self)
+                try:
+                    self.on_done(self)
+                except Exception:
+                    # The engine's thread serves everybody; one caller's mistake must not end it.
+                    log.exception("on_done of a request raised")
 
     def cancel(self) -> None:
         """The answer is no longer wanted; texts that still wait leave the line."""

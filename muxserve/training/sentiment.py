@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
+from muxserve.models.family import FamilySpec, Member, write_spec
 from muxserve.training.data import LabelledTexts
 from muxserve.training.evaluation import grouped_predictions
 from muxserve.training.multiplex import DistillSettings, distill
@@ -30,6 +31,8 @@ WIDTHS = [1, 2, 5, 10]
 LAYERS = [0, 2, 5]
 WORD_PIECES = 12_000
 MAX_LENGTH = 128
+#: Folder of the one set of weights that serves every N, in the family's.
+WEIGHTS = "weights"
 #: How much a whole review's label counts beside the teacher's logits for a piece of it.
 REVIEW_LABEL_LOGIT = 1.0
 
@@ -70,21 +73,31 @@ def train(
 
     settings = DistillSettings(steps=steps, seed=seed)
     distill(student, rows, targets, settings, work / "distil.pt", evaluate=evaluate)
-    save_for_serving(student, tokenizer, out)
+    save_family(student, tokenizer, out)
 
 
-def save_for_serving(
-    model: MuxBertForSequenceClassification, tokenizer: Tokenizer, out: Path
-) -> None:
-    """Write weights in fp16 without the retrieval head, config and tokenizer into ``out``."""
+def save_family(model: MuxBertForSequenceClassification, tokenizer: Tokenizer, out: Path) -> None:
+    """Write a family folder: fp16 weights without the retrieval head, tokenizer, ``family.json``.
+
+    Its members carry no quality yet: the evaluation command measures and writes it.
+    """
     config = MuxBertConfig.from_dict({**model.config.to_dict(), "retrieval_head": False})
     lean = MuxBertForSequenceClassification(config)
     lean.load_state_dict(
         {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
     )
-    lean.half().save_pretrained(out)
+    lean.half().save_pretrained(out / WEIGHTS)
     tokenizer.no_truncation()
     tokenizer.save(str(out / "tokenizer.json"))
+    members = [Member(num_instances=n, path=WEIGHTS) for n in WIDTHS]
+    spec = FamilySpec(
+        name="sentiment",
+        task="sequence-classification",
+        labels=list(LABELS),
+        max_length=MAX_LENGTH,
+        members=members,
+    )
+    write_spec(out, spec)
 
 
 def _student_config(base: Path, word_pieces: int) -> MuxBertConfig:

@@ -13,13 +13,15 @@ import re
 import sys
 import tarfile
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from muxserve.training.data import LabelledTexts, checksum
 
 LABELS = ("negative", "positive")
 #: Checksum of the test lines, so that two measurements are of the same data.
 TEST_CHECKSUM = "1fc0e6b4485e318ed1b1f55dbcee370962168d527ab2379e30928e1f023d780e"
-TEST_DATASET = "Hutto & Gilbert 2014 movie lines, deduplicated, |rating| >= 0.5"
 
 _ARCHIVE_MEMBER = "additional_resources/hutto_ICWSM_2014.tar.gz"
 _TEST_MEMBER = "movieReviewSnippets_GroundTruth.txt"
@@ -48,7 +50,7 @@ def training_reviews() -> tuple[LabelledTexts, LabelledTexts]:
     return parts["rotten_tomatoes"], parts["imdb"]
 
 
-def test_lines(archive: Path) -> LabelledTexts:
+def movie_test_lines(archive: Path) -> LabelledTexts:
     """The test lines from the source archive of ``vaderSentiment`` 3.3.2 (``pip download``).
 
     Raises:
@@ -121,3 +123,21 @@ def _ground_truth(archive: Path) -> str:
             f"{archive}: not the source archive of vaderSentiment 3.3.2; get it with "
             "pip download --no-deps --no-binary :all: vaderSentiment==3.3.2"
         ) from None
+
+
+def write_test_file(
+    archive: Annotated[Path, typer.Argument(help="Source archive of vaderSentiment 3.3.2.")],
+    out: Annotated[Path, typer.Argument(help="CSV file to write; not to be shipped.")],
+) -> None:
+    """Write the test lines as a CSV file for ``muxserve evaluate``."""
+    lines = movie_test_lines(archive)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        names = (LABELS[label] for label in lines.labels)
+        writer.writerows(zip(lines.texts, names, strict=True))
+
+
+if __name__ == "__main__":
+    typer.run(write_test_file)

@@ -1,0 +1,1 @@
+"""Measuring: texts, families for timing, the offline loop, HTTP clients, the machine."""

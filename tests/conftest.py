@@ -1,0 +1,73 @@
+"""Fixtures shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
+from muxserve.models.family import FamilySpec, Member, write_spec
+
+WIDTHS = [1, 2, 5]
+MAX_LENGTH = 32
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a", "the", "not", "very"]
+PIECES += [f"{mark}{character}" for mark in ("", "##") for character in "bcdefghijklmnopqrstuvwxyz"]
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A WordPiece tokenizer with a few words and every letter."""
+    vocabulary = {piece: index for index, piece in enumerate(PIECES)}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+def tiny_config(**changes) -> MuxBertConfig:
+    """Two layers of 32, one set of weights for N = 1, 2 and 5."""
+    settings = {
+        "vocab_size": len(PIECES),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": MAX_LENGTH,
+        "trained_length": MAX_LENGTH,
+        "num_instances": WIDTHS[-1],
+        "widths": WIDTHS,
+        "plain_single": True,
+        "gaussian_hadamard_norm": 32**0.5,
+        "demuxing_variant": "hadamard_gate",
+        "pooling": "mean",
+        "classifier_head": "dense",
+        "id2label": {0: "negative", 1: "positive"},
+        "label2id": {"negative": 0, "positive": 1},
+    }
+    return MuxBertConfig(**{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family folder with random weights that serves N = 1, 2 and 5; not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    MuxBertForSequenceClassification(tiny_config()).save_pretrained(folder / "weights")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    members = [Member(num_instances=n, path="weights") for n in WIDTHS]
+    spec = FamilySpec(
+        name="tiny",
+        task="sequence-classification",
+        labels=["negative", "positive"],
+        max_length=MAX_LENGTH,
+        members=members,
+    )
+    write_spec(folder, spec)
+    return folder

@@ -1,0 +1,112 @@
+"""The line: bounded, fair, computes equal texts once, and lets nobody wait for nothing."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from muxserve.engine.line import Line
+from muxserve.engine.request import Prediction, Request, RequestOptions, Tokens
+from muxserve.errors import DeadlineExceeded, NotReady, Overloaded
+
+ANSWER = Prediction(np.zeros(2, dtype=np.float32), 1)
+
+
+def request(*texts: list[int], **options) -> Request:
+    return Request([Tokens(np.array(ids)) for ids in texts], RequestOptions(**options))
+
+
+def test_texts_wait_in_the_order_they_came():
+    line = Line(10)
+    line.join(request([1], [2]), 1)
+    line.join(request([3]), 1)
+    assert [entry.ids.tolist() for entry in line.waiting()] == [[1], [2], [3]]
+
+
+def test_equal_texts_are_one_entry_and_all_are_answered():
+    line = Line(10)
+    first, second = request([1, 2], [1, 2]), request([1, 2])
+    line.join(first, 1)
+    line.join(second, 1)
+    (entry,) = line.waiting()
+    assert line.texts == 3
+    line.take([entry])
+    entry.settle(ANSWER)
+    assert first.outcomes == [ANSWER, ANSWER]
+    assert second.wait(0)
+    assert line.texts == 0
+
+
+def test_equal_texts_of_different_isolation_keys_stay_apart():
+    line = Line(10)
+    line.join(request([1], isolation_key="a"), 1)
+    line.join(request([1], isolation_key="b"), 1)
+    assert len(line.waiting()) == 2
+
+
+def test_a_shared_text_is_served_no_wider_than_the_strictest_waiter_allows():
+    line = Line(10)
+    strict = request([1], max_num_instances=2)
+    line.join(request([1]), 1)
+    line.join(strict, 1)
+    line.join(request([1], max_num_instances=5), 1)
+    assert line.waiting()[0].max_num_instances == 2
+    strict.cancel()
+    assert line.waiting()[0].max_num_instances == 5
+
+
+def test_a_request_that_does_not_fit_is_refused_whole():
+    line = Line(3)
+    line.join(request([1], [2]), 1)
+    with pytest.raises(Overloaded) as refused:
+        line.join(request([3], [4]), retry_after_s=2.5)
+    assert refused.value.retry_after_s == 2.5
+    assert len(line.waiting()) == 2
+    assert line.shed == 2
+    line.join(request([5]), 1)
+
+
+def test_cancelled_and_expired_texts_leave_before_they_take_a_slot():
+    line = Line(10)
+    gone = request([1])
+    late = request([2], deadline_s=time.monotonic() - 1)
+    line.join(gone, 1)
+    line.join(late, 1)
+    line.join(request([3]), 1)
+    gone.cancel()
+    assert [entry.ids.tolist() for entry in line.waiting()] == [[3]]
+    assert (line.cancelled, line.expired, line.texts) == (1, 1, 1)
+    assert isinstance(late.outcomes[0], DeadlineExceeded)
+
+
+def test_a_text_that_somebody_still_wants_stays_when_another_cancels():
+    line = Line(10)
+    gone, kept = request([1]), request([1])
+    line.join(gone, 1)
+    line.join(kept, 1)
+    gone.cancel()
+    (entry,) = line.waiting()
+    assert entry.waiters == [(kept, 0)]
+
+
+def test_a_closed_line_refuses_but_hands_out_what_waits():
+    line = Line(10)
+    line.join(request([1]), 1)
+    line.close()
+    with pytest.raises(NotReady):
+        line.join(request([2]), 1)
+    waiting = line.waiting()
+    assert len(waiting) == 1
+    line.take(waiting)
+    assert line.waiting() == []
+
+
+def test_waiting_wakes_up_for_a_text_from_another_thread():
+    line = Line(10)
+    found = []
+    waiter = threading.Thread(target=lambda: found.extend(line.waiting()))
+    waiter.start()
+    line.join(request([7]), 1)
+    waiter.join(timeout=10)
+    assert [entry.ids.tolist() for entry in found] == [[7]]
