@@ -38,5 +38,5 @@ class EngineConfig(BaseModel):
         description="CPU threads of the forward; by default the cores of the process or replica.",
     )
     warm_up_s: float = Field(
-        15.0, gt=0, description="Most seconds spent measuring forward times at start."
+        5.0, gt=0, description="Seconds after which measuring forward times at start gives way."
     )

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -237,8 +238,10 @@ def _load_member(folder: Path) -> PreTrainedModel:
     unknown = sorted(set(shapes) - set(expected))
     if unknown:
         raise FamilyError(f"{file}: unexpected tensors {', '.join(unknown[:5])}", field=unknown[0])
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    return model.eval()
+    # Not from_pretrained: all is checked by now, and it would draw a progress bar for each member.
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    model.load_state_dict(load_file(file))
+    return model.float().eval()
 
 
 def _check_member(model: PreTrainedModel, member: Member, spec: FamilySpec, folder: Path) -> None:

@@ -119,7 +119,7 @@ def _student_config(base: Path, word_pieces: int) -> MuxBertConfig:
         pooling="mean",
         classifier_head="dense",
         retrieval_head=True,
-        retrieval_percentage=0.5,
+        retrieval_percentage=0.25,
         id2label=dict(enumerate(LABELS)),
         label2id={name: index for index, name in enumerate(LABELS)},
     )

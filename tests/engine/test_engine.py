@@ -213,9 +213,11 @@ def test_a_request_may_cap_its_width_also_in_a_crowd(family):
 
 
 def test_a_cap_below_the_narrowest_width_is_refused(family):
-    with Engine(family, EngineConfig(num_instances=5, **WARM)) as engine:
-        with pytest.raises(InvalidInput, match="narrowest N here is 5"):
-            engine.classify(["good"], options=RequestOptions(max_num_instances=2))
+    with (
+        Engine(family, EngineConfig(num_instances=5, **WARM)) as engine,
+        pytest.raises(InvalidInput, match="narrowest N here is 5"),
+    ):
+        engine.classify(["good"], options=RequestOptions(max_num_instances=2))
 
 
 def test_a_closed_engine_serves_what_waits_and_refuses_the_rest(family, gate):
