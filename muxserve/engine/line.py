@@ -44,7 +44,6 @@ class Entry:
         for request, index in self.waiters:
             request.settle(index, outcome)
 
-
     def settle_rest(self, outcome: Outcome) -> None:
         """Give the outcome to those who have none yet."""
         for request, index in self.waiters:

@@ -96,11 +96,13 @@ class MuxBertForSequenceClassification(MuxBertPreTrainedModel):
         if n == 1 and self.config.plain_single:
             encoded = self.bert(input_ids=input_ids, attention_mask=attention_mask)[0]
             states = encoded
+            pooled = self._pool(states, attention_mask)
         else:
             muxed, encoded = self._encode_mixture(input_ids, attention_mask, n)
             read = encoded[:, :1] if self.config.pooling == "first" else encoded
             states = self.demultiplexer(read, n).flatten(0, 1)
-        logits = self.classifier(self.dropout(self._pool(states, attention_mask)))
+            pooled = self.demultiplexer.project(self._pool(states, attention_mask))
+        logits = self.classifier(self.dropout(pooled))
         output = MuxOutput(
             logits=logits, muxed_embeddings=muxed, encoder_output=encoded, demux_output=states
         )

@@ -20,6 +20,13 @@ class Demultiplexer(nn.Module, ABC):
     def forward(self, f: torch.Tensor, n: int) -> torch.Tensor:
         """[G, L, H] encoder output to [G, n, L, H] per-slot states."""
 
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """Last, linear step on separated states [..., H]; nothing by default.
+
+        It is linear so that a mean over positions can be taken before it, once per text.
+        """
+        return states
+
     @abstractmethod
     def retrieval_states(self, f: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """States from which the retrieval head names a token.
@@ -98,6 +105,7 @@ class HadamardGate(Demultiplexer):
         self.gate_scale = nn.Parameter(torch.ones(n, h))
         self.gate_shift = nn.Parameter(torch.zeros(n, h))
         self.layer_norm = nn.LayerNorm(h, eps=config.layer_norm_eps)
+        self.output = nn.Linear(h, h)
 
     def reset_keys(self) -> None:
         with torch.no_grad():
@@ -109,6 +117,9 @@ class HadamardGate(Demultiplexer):
         shift = self.gate_shift[:n].view(1, n, 1, -1)
         projected = self.projection(f).unsqueeze(1)
         return self.layer_norm(gelu(torch.addcmul(shift, projected, scale)))
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        return self.output(states)
 
     def retrieval_states(self, f: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         gated = torch.addcmul(self.gate_shift[slots], self.projection(f), self.gate_scale[slots])

@@ -17,7 +17,8 @@ class MuxOutput(ModelOutput):
         retrieval_loss: mean cross-entropy of the token-retrieval head.
         muxed_embeddings: [G, L, E], the multiplexer's output (None where N=1 runs plain).
         encoder_output: [G, L, H], the encoder's last hidden state.
-        demux_output: [B, L, H], or [B, 1, H] where only position 0 is read.
+        demux_output: [B, L, H], or [B, 1, H] where only position 0 is read; before the
+            demultiplexer's ``project``.
     """
 
     loss: torch.Tensor | None = None

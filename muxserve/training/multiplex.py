@@ -1,10 +1,11 @@
 """One set of weights for every N: multiplexed distillation from soft labels.
 
-Each step trains N=1 and one larger N on different texts (the sandwich rule of slimmable networks,
-Yu and Huang, ICCV 2019; MIMONets, Menet et al., NeurIPS 2023, switches N within one network the
-same way). The targets are a teacher's soft labels; the token-retrieval loss of the paper leads at
-the start, as its warm-up stage does, and fades to an auxiliary one. A run can be stopped and
-resumed: its state is written to one file, under a temporary name first.
+Each step trains N=1 and one larger N (the sandwich rule of slimmable networks, Yu and Huang, ICCV
+2019; MIMONets, Menet et al., NeurIPS 2023, switches N within one network the same way). The targets
+are a teacher's soft labels, and for the larger N also the states that the same network has for the
+same text at N=1, position by position: a signal far denser than a label. The token-retrieval loss
+of the paper leads at the start, as its warm-up stage does, and fades to an auxiliary one. A run can
+be stopped and resumed: its state is written to one file, under a temporary name first.
 """
 
 import logging
@@ -30,12 +31,13 @@ class DistillSettings(BaseModel):
 
     steps: int = Field(3000, ge=1, description="Optimiser steps.")
     groups: int = Field(32, ge=1, description="Groups per step of the larger N.")
-    single_texts: int = Field(24, ge=1, description="Texts per step at N=1.")
+    single_texts: int = Field(32, ge=1, description="Texts of the step's batch also run at N=1.")
     encoder_learning_rate: float = Field(3e-4, gt=0, description="Peak, for what was pretrained.")
     new_learning_rate: float = Field(1e-3, gt=0, description="Peak, for keys, gates and heads.")
     warm_up_share: float = Field(0.04, gt=0, lt=1, description="Share of steps to the peak rate.")
     retrieval_share: float = Field(0.3, ge=0, le=1, description="Share of steps led by retrieval.")
-    retrieval_weight: float = Field(0.1, ge=0, description="Weight of retrieval after its lead.")
+    retrieval_weight: float = Field(0.2, ge=0, description="Weight of retrieval after its lead.")
+    state_weight: float = Field(1.0, ge=0, description="Weight of matching the states of N=1.")
     temperature: float = Field(
         1.0, gt=0, description="Softening of both sides of the distillation."
     )
@@ -79,29 +81,32 @@ def distill(
         n: near_length_batches(lengths, settings.groups * n, random.Random(settings.seed + n))
         for n in wide
     }
-    singles = near_length_batches(lengths, settings.single_texts, random.Random(settings.seed + 1))
     saved_at = time.monotonic()
     running: dict[str, float] = {}
     progress = tqdm(range(settings.steps), desc="distil", unit="step", mininterval=2)
     for step in progress:
         n = _width_of_step(wide, step, settings, rng)
-        picked, alone = next(batches[n]), next(singles)
+        picked = next(batches[n])
         if step < first:
             continue
         model.train()
         lead = step < settings.retrieval_share * settings.steps
-        task, retrieval = _losses(model, rows, targets, picked, n, settings)
-        single, _ = _losses(model, rows, targets, alone, 1, settings, retrieve=False)
+        losses = _losses(model, rows, targets, picked, n, settings)
         retrieval_weight = 1.0 if lead else settings.retrieval_weight
-        task_weight = 0.3 if lead else 1.0
-        loss = task_weight * task + retrieval_weight * retrieval + single
+        loss = (
+            losses["single"]
+            + losses["task"]
+            + retrieval_weight * losses["retrieval"]
+            + settings.state_weight * losses["states"]
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        for name, value in (("1", single), (f"{n}", task), (f"r{n}", retrieval)):
-            running[name] = 0.95 * running.get(name, value.item()) + 0.05 * value.item()
+        for name, value in losses.items():
+            key = name if name == "single" else f"{name}{n}"
+            running[key] = 0.95 * running.get(key, value.item()) + 0.05 * value.item()
         progress.set_postfix({name: f"{value:.3f}" for name, value in sorted(running.items())})
         if time.monotonic() - saved_at > settings.save_every_s:
             _save(state_file, step + 1, model, optimizer, schedule)
@@ -134,18 +139,35 @@ def _losses(
     picked: list[int],
     n: int,
     settings: DistillSettings,
-    *,
-    retrieve: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distillation and retrieval loss of one batch of ``len(picked)`` texts at N=n."""
-    ids, mask = pad_batch([rows[i] for i in picked], model.config.pad_token_id or 0)
-    output = model(ids, mask, num_instances=n)
-    t = settings.temperature
-    target = softmax(targets[picked] / t, dim=-1)
-    task = -(target * log_softmax(output.logits / t, dim=-1)).sum(-1).mean() * t * t
-    if not retrieve:
-        return task, task.new_zeros(())
-    return task, model.retrieval_loss(output.encoder_output, ids, n)
+) -> dict[str, torch.Tensor]:
+    """Losses of one step: all of ``picked`` at N=n, and the first few of them at N=1 too."""
+    pad_id = model.config.pad_token_id or 0
+    alone = picked[: settings.single_texts]
+    ids, mask = pad_batch([rows[i] for i in alone], pad_id)
+    single = model(ids, mask, num_instances=1)
+    wide_ids, wide_mask = pad_batch([rows[i] for i in picked], pad_id)
+    wide = model(wide_ids, wide_mask, num_instances=n)
+
+    separated = wide.demux_output[: len(alone), : ids.shape[1]]
+    goal = single.encoder_output.detach()
+    tokens = mask.bool()
+    miss = (model.demultiplexer.project(separated) - goal)[tokens].square().mean()
+    return {
+        "single": _soft_cross_entropy(single.logits, targets[alone], settings.temperature),
+        "task": _soft_cross_entropy(wide.logits, targets[picked], settings.temperature),
+        "retrieval": model.retrieval_loss(wide.encoder_output, wide_ids, n),
+        # Over the goal's own spread: 1 is no better than guessing the mean.
+        "states": miss / goal[tokens].var(),
+    }
+
+
+def _soft_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Cross-entropy towards a teacher's softened logits (Hinton et al., 2015)."""
+    goal = softmax(targets / temperature, dim=-1)
+    scores = log_softmax(logits / temperature, dim=-1)
+    return -(goal * scores).sum(-1).mean() * temperature**2
 
 
 def _parameter_groups(

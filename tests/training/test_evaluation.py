@@ -1,0 +1,65 @@
+"""Measuring a family: every text counts once, and partners change between groupings."""
+
+import pytest
+import torch
+
+from muxserve.models.family import Family, member_logits
+from muxserve.training.data import LabelledTexts, checksum
+from muxserve.training.evaluation import evaluate_family, grouped_predictions
+
+WORDS = ["good", "bad", "film", "very", "not", "the"]
+DATA = LabelledTexts(
+    [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS[:2]],
+    [index % 2 for index in range(len(WORDS) ** 2 * 2)],
+)
+
+
+@pytest.fixture(scope="module")
+def family(tiny_family) -> Family:
+    return Family.load(tiny_family)
+
+
+@pytest.fixture(scope="module")
+def rows(family) -> list[list[int]]:
+    return [encoding.ids for encoding in family.tokenizer.encode_batch(DATA.texts)]
+
+
+def test_at_one_the_prediction_is_the_models_own_whatever_the_grouping(family, rows):
+    logits = grouped_predictions(family.models[1], rows, 1, seed=3)
+    with torch.inference_mode():
+        for row, got in zip(rows[:5], logits, strict=False):
+            alone = member_logits(family.models[1], torch.tensor([row]), torch.ones(1, len(row)), 1)
+            torch.testing.assert_close(got, alone[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_partners_change_between_groupings_and_not_within_one(family, rows, n):
+    one, again, other = (
+        grouped_predictions(family.models[n], rows, n, seed=seed) for seed in (0, 0, 1)
+    )
+    assert torch.isfinite(one).all()
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_a_measurement_says_what_it_was_measured_on(family):
+    measured = evaluate_family(family, DATA, "words", groupings=3, progress=False)
+    assert [one.num_instances for one in measured] == family.widths
+    plain = measured[0]
+    assert (plain.quality.std, plain.flip_rate) == (0.0, 0.0)
+    for one in measured:
+        assert one.quality.examples == len(DATA)
+        assert one.quality.groupings == 3
+        assert one.quality.dataset_sha256 == checksum(DATA.texts)
+        assert 0 <= one.flip_rate <= 1
+
+
+def test_accuracy_is_one_where_the_labels_are_the_predictions(family, rows):
+    guesses = grouped_predictions(family.models[1], rows, 1, seed=0).argmax(dim=-1).tolist()
+    data = LabelledTexts(DATA.texts, guesses)
+    assert evaluate_family(family, data, "own", progress=False)[0].quality.value == 1.0
+
+
+def test_a_flip_rate_needs_two_groupings(family):
+    with pytest.raises(ValueError, match="at least 2 groupings, got 1"):
+        evaluate_family(family, DATA, "words", groupings=1)
