@@ -23,6 +23,7 @@ def tiny_tokenizer() -> Tokenizer:
     """A WordPiece tokenizer with a few words and every letter."""
     vocabulary = {piece: index for index, piece in enumerate(PIECES)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(PIECES[:4])
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(

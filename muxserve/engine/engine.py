@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -25,6 +25,7 @@ from muxserve.engine.policy import choose
 from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
 from muxserve.engine.scores import LabelScore, label_scores
 from muxserve.engine.slots import Plan, plan, unplan
+from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import grid, measure
 from muxserve.engine.tokens import TextEncoder
 from muxserve.errors import (
@@ -56,40 +57,6 @@ class Classification:
     labels: list[LabelScore]
     num_instances: int
     truncated: bool
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters since the engine started.
-
-    Attributes:
-        waiting: texts in the line now.
-        texts: texts answered, each copy counted.
-        batches: forwards.
-        slots: slots of all batches; ``filled_slots`` of them held a text for the first time.
-        texts_by_num_instances: distinct texts computed at each N.
-        last_num_instances: N of the last batch, 0 before the first.
-        shed, expired, cancelled, failed: texts refused, late, no longer wanted, and failed.
-        forward_s: seconds spent in forwards.
-    """
-
-    waiting: int = 0
-    texts: int = 0
-    batches: int = 0
-    slots: int = 0
-    filled_slots: int = 0
-    texts_by_num_instances: dict[int, int] = field(default_factory=dict)
-    last_num_instances: int = 0
-    shed: int = 0
-    expired: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    forward_s: float = 0.0
-
-    @property
-    def occupancy(self) -> float:
-        """Filled slots / slots, over all batches; 1 before the first."""
-        return self.filled_slots / self.slots if self.slots else 1.0
 
 
 class Engine:
@@ -303,7 +270,13 @@ class Engine:
             return
         seconds = time.perf_counter() - started
         self.times.observe(batch.num_instances, batch.length, batch.groups, seconds)
-        self._count(batch, seconds)
+        self._stats.count(
+            batch.num_instances,
+            slots=len(batch.slots),
+            distinct=len(batch.texts),
+            answered=sum(len(entry.waiters) for entry in batch.texts),
+            seconds=seconds,
+        )
         answers = unplan(logits, batch.slots, len(batch.texts))
         for entry, row in zip(batch.texts, answers, strict=True):
             entry.settle(Prediction(row, batch.num_instances))
@@ -325,17 +298,6 @@ class Engine:
                 taken = {id(entry) for entry in retry.texts}
                 rest = [entry for entry in rest if id(entry) not in taken]
                 self._run(retry)
-
-    def _count(self, batch: Plan[Entry], seconds: float) -> None:
-        stats, n = self._stats, batch.num_instances
-        stats.batches += 1
-        stats.slots += len(batch.slots)
-        stats.filled_slots += len(batch.texts)
-        stats.texts += sum(len(entry.waiters) for entry in batch.texts)
-        by_n = stats.texts_by_num_instances
-        by_n[n] = by_n.get(n, 0) + len(batch.texts)
-        stats.last_num_instances = n
-        stats.forward_s += seconds
 
 
 async def answer(

@@ -15,7 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from muxserve.errors import FamilyError
 from muxserve.models.config import MuxBertConfig
@@ -118,13 +123,23 @@ class Family:
         spec = read_spec(folder)
         wanted = _wanted_members(spec, widths, folder)
         tokenizer = _read_tokenizer(folder / spec.tokenizer)
-        loaded: dict[str, PreTrainedModel] = {}
-        for member in wanted:
-            if member.path not in loaded:
-                loaded[member.path] = _load_member(folder / member.path)
-            _check_member(loaded[member.path], member, spec, folder)
+        configs = _check_members(wanted, spec, folder)
+        loaded = {path: _load_member(folder / path, config) for path, config in configs.items()}
         models = {member.num_instances: loaded[member.path] for member in wanted}
         return cls(spec, tokenizer, models)
+
+
+def check_family(family: str | Path) -> FamilySpec:
+    """Check a family as ``Family.load`` does, reading no weights but their names and shapes.
+
+    Raises:
+        FamilyError: naming the file and the field.
+    """
+    folder = resolve(family)
+    spec = read_spec(folder)
+    _read_tokenizer(folder / spec.tokenizer)
+    _check_members(spec.members, spec, folder)
+    return spec
 
 
 def member_logits(
@@ -209,17 +224,36 @@ def _read_tokenizer(file: Path) -> Tokenizer:
         raise FamilyError(f"{file}: not a tokenizer file: {error}", field="tokenizer") from None
 
 
-def _load_member(folder: Path) -> PreTrainedModel:
-    """Load a checkpoint, checking every tensor's name and shape against its config first."""
+def _check_members(
+    members: Sequence[Member], spec: FamilySpec, folder: Path
+) -> dict[str, PreTrainedConfig]:
+    """Check members against their checkpoints; the config of each checkpoint, by its path."""
+    configs: dict[str, PreTrainedConfig] = {}
+    for member in members:
+        if member.path not in configs:
+            configs[member.path] = _check_checkpoint(folder / member.path)
+        _check_member(configs[member.path], member, spec, folder)
+    return configs
+
+
+def _load_member(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    # Not from_pretrained: all is checked by now, and it would draw a progress bar for each member.
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.float().eval()
+
+
+def _check_checkpoint(folder: Path) -> PreTrainedConfig:
+    """A checkpoint's config, once every tensor's name and shape agrees with it."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FamilyError(f"{folder / name}: missing (field members.path of {FAMILY_FILE})")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            expected = AutoModelForSequenceClassification.from_config(config).state_dict()
     except (ValueError, OSError, TypeError) as error:
         raise FamilyError(f"{folder / 'config.json'}: {error}") from None
-    with torch.device("meta"):
-        expected = AutoModelForSequenceClassification.from_config(config).state_dict()
     file = folder / "model.safetensors"
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -238,14 +272,10 @@ def _load_member(folder: Path) -> PreTrainedModel:
     unknown = sorted(set(shapes) - set(expected))
     if unknown:
         raise FamilyError(f"{file}: unexpected tensors {', '.join(unknown[:5])}", field=unknown[0])
-    # Not from_pretrained: all is checked by now, and it would draw a progress bar for each member.
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    model.load_state_dict(load_file(file))
-    return model.float().eval()
+    return config
 
 
-def _check_member(model: PreTrainedModel, member: Member, spec: FamilySpec, folder: Path) -> None:
-    config = model.config
+def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, folder: Path) -> None:
     file = folder / member.path / "config.json"
     n = member.num_instances
     widths = config.served_widths if isinstance(config, MuxBertConfig) else [1]

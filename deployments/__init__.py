@@ -1,0 +1,1 @@
+"""Applications for ``serve run deployments.<task>:app``."""

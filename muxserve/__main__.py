@@ -1,0 +1,6 @@
+"""``python -m muxserve`` is the ``muxserve`` command."""
+
+from muxserve.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Counters of an engine, written by its forward thread and copied by whoever asks."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine started.
+
+    Attributes:
+        waiting: texts in the line now.
+        texts: texts answered, each copy counted.
+        batches: forwards.
+        slots: slots of all batches; ``filled_slots`` of them held a text for the first time.
+        texts_by_num_instances: distinct texts computed at each N.
+        last_num_instances: N of the last batch, 0 before the first.
+        shed, expired, cancelled, failed: texts refused, late, no longer wanted, and failed.
+        forward_s: seconds spent in forwards.
+    """
+
+    waiting: int = 0
+    texts: int = 0
+    batches: int = 0
+    slots: int = 0
+    filled_slots: int = 0
+    texts_by_num_instances: dict[int, int] = field(default_factory=dict)
+    last_num_instances: int = 0
+    shed: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    forward_s: float = 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """Filled slots / slots, over all batches; 1 before the first."""
+        return self.filled_slots / self.slots if self.slots else 1.0
+
+    def count(self, n: int, *, slots: int, distinct: int, answered: int, seconds: float) -> None:
+        """One forward at N=n: its slots, the distinct texts in them, and the texts answered."""
+        self.batches += 1
+        self.slots += slots
+        self.filled_slots += distinct
+        self.texts += answered
+        by_n = self.texts_by_num_instances
+        by_n[n] = by_n.get(n, 0) + distinct
+        self.last_num_instances = n
+        self.forward_s += seconds

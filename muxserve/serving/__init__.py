@@ -1,0 +1,1 @@
+"""Ray Serve: an ingress that speaks HTTP and replicas that hold an engine each."""

@@ -1,0 +1,95 @@
+"""Settings in, a Ray Serve application out: an ingress alone, or one in front of engine replicas.
+
+A family that cannot be served fails here, before Ray deploys anything.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+from ray import serve
+
+from muxserve.errors import FamilyError
+from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_families
+from muxserve.serving.config import ReplicasConfig, ServeConfig
+from muxserve.serving.ingress import MuxIngress
+from muxserve.serving.replica import MuxReplica
+
+
+def build_app(config: ServeConfig) -> serve.Application:
+    """The application that these settings describe.
+
+    Raises:
+        FamilyError: naming the file and the field.
+    """
+    # A plain ServeConfig: a subclass of it may live in a module that a worker cannot import.
+    config = ServeConfig.model_validate(config.model_dump())
+    config = config.model_copy(update={"family": checked_family(config)})
+    engines = {
+        **_scaling(config.replicas),
+        "ray_actor_options": _resources(config.replicas),
+        "health_check_period_s": config.replicas.health_check_period_s,
+    }
+    ingress = {"max_ongoing_requests": config.ingress.max_ongoing_requests}
+    if config.arrangement == "together":
+        return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
+    replicas = _deployment(
+        MuxReplica, config, **engines, max_ongoing_requests=config.replicas.max_ongoing_bundles
+    )
+    entrance = _deployment(
+        MuxIngress,
+        config,
+        **ingress,
+        num_replicas=config.ingress.num_replicas,
+        ray_actor_options={"num_cpus": config.ingress.num_cpus},
+    )
+    return entrance.bind(config, replicas.bind(config.family, config.engine))
+
+
+def checked_family(config: ServeConfig) -> str:
+    """Check the family, all but the values of its weights, and the settings against it.
+
+    Returns:
+        The family as another process finds it: a shipped name, or an absolute folder.
+
+    Raises:
+        FamilyError: naming the file and the field.
+    """
+    folder = resolve(config.family)
+    spec = check_family(folder)
+    widths = [member.num_instances for member in spec.members]
+    pinned, cap = config.engine.num_instances, config.engine.max_num_instances
+    for setting, fits in (
+        ("num_instances", pinned is None or pinned in widths),
+        ("max_num_instances", cap is None or cap >= widths[0]),
+    ):
+        if not fits:
+            raise FamilyError(
+                f"{folder / FAMILY_FILE}: engine.{setting} is {getattr(config.engine, setting)}, "
+                f"the members are {widths}",
+                field=setting,
+            )
+    if config.family in shipped_families() and not (Path(config.family) / FAMILY_FILE).is_file():
+        return config.family
+    return str(folder.resolve())
+
+
+def _deployment(kind: type, config: ServeConfig, **options: Any) -> serve.Deployment:
+    # Made here and not by a decorator, so that the classes can be used without Ray Serve too.
+    deployment = cast(serve.Deployment, serve.deployment(kind))
+    return deployment.options(logging_config={"enable_access_log": config.access_log}, **options)
+
+
+def _scaling(config: ReplicasConfig) -> dict[str, Any]:
+    if config.max_replicas is None:
+        return {"num_replicas": config.num_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": config.fewest,
+            "initial_replicas": config.num_replicas,
+            "max_replicas": config.max_replicas,
+        }
+    }
+
+
+def _resources(config: ReplicasConfig) -> dict[str, float]:
+    return {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}

@@ -1,0 +1,61 @@
+"""The joint between an ingress and whatever answers: tokens of one request in, outcomes out.
+
+``LocalBackend`` is the engine of this process; ``muxserve.serving.bundles`` has the one that calls
+replicas. A backend never looks at texts, and never answers a request that was cancelled.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from muxserve.engine.engine import Engine, answer
+from muxserve.engine.request import Outcome, RequestOptions, Tokens
+from muxserve.engine.stats import EngineStats
+
+
+class Backend(Protocol):
+    """Answers requests for an ingress."""
+
+    async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
+        """One outcome for each text, in order. Cancelling the awaiting task withdraws the request.
+
+        Raises:
+            MuxserveError: where the request has no outcomes at all, such as Overloaded.
+        """
+        ...
+
+    async def ready(self) -> bool:
+        """Whether a request would be answered now."""
+        ...
+
+    async def stats(self) -> dict[str, Any]:
+        """Counters: ``engines``, one entry for each behind this backend, and what else there is."""
+        ...
+
+
+class LocalBackend:
+    """The engine of this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
+        return await answer(self._engine, tokens, options)
+
+    async def ready(self) -> bool:
+        return self._engine.alive
+
+    async def stats(self) -> dict[str, Any]:
+        return {"engines": [counters(self._engine.stats())]}
+
+
+def counters(stats: EngineStats) -> dict[str, Any]:
+    """An engine's counters as JSON has them (its keys are strings), and the process they are of."""
+    values = asdict(stats)
+    values["texts_by_num_instances"] = {
+        str(n): texts for n, texts in sorted(stats.texts_by_num_instances.items())
+    }
+    values["occupancy"] = stats.occupancy
+    values["pid"] = os.getpid()
+    return values

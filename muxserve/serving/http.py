@@ -1,0 +1,199 @@
+"""HTTP in, JSON out: bytes -> checked request -> texts -> predictions -> bytes.
+
+The routes that answer texts are plain ASGI, because per request Python is what costs; their types
+are documented in ``muxserve.serving.openapi``. Every error is JSON with a stable code, and no more
+of a body is held than the limit allows.
+"""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from muxserve import __version__
+from muxserve.errors import MuxserveError, NotReady, Overloaded
+from muxserve.serving.answers import Entry, entries
+from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound
+from muxserve.serving.openapi import describe
+from muxserve.serving.schemas import (
+    ClassificationParameters,
+    ClassificationRequest,
+    PredictRequest,
+    parse,
+)
+from muxserve.serving.service import Answered, TextService
+
+log = logging.getLogger(__name__)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response that is ready to be sent."""
+
+    status: int
+    body: bytes
+    headers: Headers
+
+
+def create_app(service: TextService) -> FastAPI:
+    """The ASGI app of a service."""
+    return _HttpApp(service)
+
+
+class _HttpApp(FastAPI):
+    def __init__(self, service: TextService) -> None:
+        super().__init__(title="muxserve", version=__version__, redoc_url=None)
+        self._service = service
+        self._described: dict[str, Any] | None = None
+        # A path with a slash too many is unknown, not elsewhere.
+        self.router.redirect_slashes = False
+        limits = service.limits
+        for path, answer in (("/predict", self._predict), ("/", self._classify)):
+            endpoint = _JsonEndpoint(answer, limits.max_body_bytes, limits.request_timeout_s)
+            self.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
+        for path, get in (
+            ("/health", self._health),
+            ("/ready", self._ready),
+            ("/stats", self._stats),
+        ):
+            self.router.routes.append(Route(path, get, methods=["GET"]))
+        self.add_exception_handler(HTTPException, _unroutable)
+        self.add_exception_handler(Exception, _unexpected)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Below a route prefix, the prefix without a slash is the root too: clients such as
+        # InferenceClient take the slash off the URL they are given.
+        if scope["type"] == "http" and scope["path"] == scope.get("root_path"):
+            scope["path"] += "/"
+        await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        if self._described is None:
+            self._described = describe()
+        return self._described
+
+    async def _predict(self, body: bytes) -> Reply:
+        request = parse(PredictRequest, body)
+        timeout_ms = request.timeout_ms
+        answered = await self._service.classify(
+            _as_list(request.inputs),
+            truncate=request.truncate is not False,
+            max_num_instances=request.max_num_instances,
+            isolation_key=request.isolation_key,
+            timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+        )
+        answers = entries(answered, self._service.spec, "none" if request.raw_scores else None)
+        return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
+
+    async def _classify(self, body: bytes) -> Reply:
+        request = parse(ClassificationRequest, body)
+        parameters = request.parameters or ClassificationParameters()
+        answered = await self._service.classify(_as_list(request.inputs))
+        answers = entries(answered, self._service.spec, parameters.function_to_apply)
+        return _answer([one[: parameters.top_k] for one in answers], answered)
+
+    async def _health(self, _: Request) -> Response:
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def _ready(self, _: Request) -> Response:
+        if await self._service.backend.ready():
+            return Response(b'{"status":"ready"}', media_type="application/json")
+        return _as_response(_error(NotReady("no engine has warmed up yet; try again later")))
+
+    async def _stats(self, _: Request) -> Response:
+        return Response(
+            orjson.dumps(await self._service.backend.stats()), media_type="application/json"
+        )
+
+
+class _JsonEndpoint:
+    """An ASGI endpoint around ``answer``: reads the body, sends the reply, turns errors into JSON.
+
+    Cancellation passes through: Ray cancels the call of a client that has gone.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[bytes], Awaitable[Reply]],
+        max_body_bytes: int,
+        body_timeout_s: float,
+    ) -> None:
+        self._answer = answer
+        self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(scope, receive, self._max_body_bytes, self._body_timeout_s)
+            reply = await self._answer(body)
+        except ClientGone:
+            return
+        except MuxserveError as error:
+            reply = _error(error)
+        except Exception:
+            log.exception("a request failed unexpectedly")
+            reply = _error(Internal())
+        headers: Headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(reply.body)).encode()),
+            *reply.headers,
+        ]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": reply.body})
+
+
+def _as_list(inputs: str | list[str]) -> list[str]:
+    return [inputs] if isinstance(inputs, str) else inputs
+
+
+def _answer(content: list[Entry] | list[list[Entry]], answered: Answered) -> Reply:
+    widest = max(prediction.num_instances for prediction in answered.predictions)
+    headers = [
+        (b"x-muxserve-num-instances", str(widest).encode()),
+        (b"x-muxserve-truncated", str(sum(answered.truncated)).encode()),
+    ]
+    return Reply(200, orjson.dumps(content), headers)
+
+
+def _error(error: MuxserveError) -> Reply:
+    content = {"error": error.code, "message": error.message}
+    if error.field is not None:
+        content["field"] = error.field
+    headers: Headers = []
+    if isinstance(error, Overloaded):
+        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
+    return Reply(error.status, orjson.dumps(content), headers)
+
+
+def _as_response(reply: Reply) -> Response:
+    headers = {name.decode(): value.decode() for name, value in reply.headers}
+    return Response(reply.body, reply.status, headers, media_type="application/json")
+
+
+async def _unroutable(request: Request, error: Exception) -> Response:
+    """What Starlette's router raises: an unknown path, or a known one with another method."""
+    path, method = request.url.path, request.method
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return _as_response(
+            _error(MethodNotAllowed(f"{path} takes {allowed}, not {method}", allowed=allowed))
+        )
+    return _as_response(_error(NotFound(f"there is nothing at {path}; GET /docs lists all paths")))
+
+
+async def _unexpected(_: Request, __: Exception) -> Response:
+    return _as_response(_error(Internal()))

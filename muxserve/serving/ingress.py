@@ -1,0 +1,90 @@
+"""A Ray deployment that speaks HTTP and Python handles: texts in, labels and scores out.
+
+It tokenizes and hands token ids to a backend: replicas behind a handle, or the engine of its own
+process. It never runs a forward on its event loop.
+"""
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from muxserve.engine.tokens import TextEncoder
+from muxserve.models.family import Family
+from muxserve.serving.answers import Entry, entries
+from muxserve.serving.backend import Backend, LocalBackend
+from muxserve.serving.bundles import BundlingBackend
+from muxserve.serving.calls import ReplicaCalls
+from muxserve.serving.config import ServeConfig
+from muxserve.serving.http import create_app
+from muxserve.serving.replica import load_engine, log_through_ray
+from muxserve.serving.schemas import ScoreFunction, check_texts
+from muxserve.serving.service import TextService
+
+
+@serve.ingress()
+class MuxIngress:
+    """The entrance of an application."""
+
+    def __init__(
+        self, config: ServeConfig, replicas: "DeploymentHandle[Any] | None" = None
+    ) -> None:
+        """Args:
+        config: the application's settings.
+        replicas: the engines; without, one is loaded here.
+        """
+        log_through_ray()
+        self._engine = None
+        backend: Backend
+        if replicas is None:
+            self._engine = load_engine(config.family, config.engine)
+            family = self._engine.family
+            backend = LocalBackend(self._engine)
+        else:
+            # No member is loaded: an ingress needs the labels and the tokenizer.
+            family = Family.load(config.family, widths=[])
+            calls = ReplicaCalls(replicas, config.ingress.replica_wait_s)
+            backend = BundlingBackend(calls, config.ingress)
+        encoder = TextEncoder(family.tokenizer, family.spec.max_length)
+        self._service = TextService(family.spec, encoder, backend, config.limits)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray once the constructor is through."""
+        return create_app(self._service)
+
+    async def classify(
+        self,
+        texts: str | list[str],
+        *,
+        truncate: bool = True,
+        raw_scores: bool = False,
+        max_num_instances: int | None = None,
+        isolation_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Entry] | list[list[Entry]]:
+        """Classify through a handle: ``serve.get_app_handle("default").classify.remote([...])``.
+
+        Returns:
+            Entries with label, score and num_instances, best first: a list of them for one text,
+            and a list of such lists for a list of texts.
+
+        Raises:
+            MuxserveError: as ``POST /predict`` answers, with the same codes.
+        """
+        checked = check_texts(texts)
+        answered = await self._service.classify(
+            [checked] if isinstance(checked, str) else checked,
+            truncate=truncate,
+            max_num_instances=max_num_instances,
+            isolation_key=isolation_key,
+            timeout_s=timeout_s,
+        )
+        function: ScoreFunction | None = "none" if raw_scores else None
+        answers = entries(answered, self._service.spec, function)
+        return answers[0] if isinstance(checked, str) else answers
+
+    async def check_health(self) -> None:
+        """Raise where the forward thread of this process has ended; Ray then replaces it."""
+        if self._engine is not None and not self._engine.alive:
+            raise RuntimeError("the forward thread has ended")

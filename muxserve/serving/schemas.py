@@ -1,0 +1,176 @@
+"""A request's bytes in, a checked request out; and the shapes of answers, for the documentation.
+
+Types are strict: nothing is coerced, and a field that nobody knows is refused, so that a typing
+mistake cannot pass for a default. Errors name the field.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from muxserve.errors import InvalidInput
+from muxserve.serving.errors import MalformedJson
+
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+
+
+def check_texts(inputs: Any) -> str | list[str]:
+    """``inputs`` of a request: a text, a list of texts, or a batch written ``[[text], [text]]``.
+
+    Raises:
+        InvalidInput: naming the element.
+    """
+    if isinstance(inputs, str):
+        return inputs
+    if not isinstance(inputs, list):
+        raise InvalidInput(
+            f"inputs must be a text or a list of texts, got {_json_type(inputs)}", field="inputs"
+        )
+    if not inputs:
+        raise InvalidInput("inputs is an empty list; give at least one text", field="inputs")
+    return [_check_text(one, index) for index, one in enumerate(inputs)]
+
+
+def _check_text(one: Any, index: int) -> str:
+    if isinstance(one, str):
+        return one
+    field = f"inputs[{index}]"
+    if not isinstance(one, list):
+        raise InvalidInput(f"a text must be a string, got {_json_type(one)}", field=field)
+    if len(one) == 2:
+        raise InvalidInput(
+            "pairs of texts are not supported; give each text by itself", field=field
+        )
+    if len(one) != 1 or not isinstance(one[0], str):
+        raise InvalidInput("a list within inputs must hold exactly one text", field=field)
+    return one[0]
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", str: "a text"}
+    return names.get(type(value), "an object")
+
+
+Texts = Annotated[
+    str | list[str],
+    PlainValidator(check_texts, json_schema_input_type=str | list[str] | list[list[str]]),
+]
+
+
+class PredictRequest(BaseModel):
+    """Body of ``POST /predict``, in the shape of text-embeddings-inference."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={"example": {"inputs": "A moving, beautifully shot film."}},
+    )
+
+    inputs: Texts = Field(
+        description="A text, or a list of texts. A list of two strings is two texts; pairs are not "
+        "supported. A batch may also be written [[text], [text]]."
+    )
+    raw_scores: bool | None = Field(False, description="Give logits instead of probabilities.")
+    truncate: bool | None = Field(
+        True, description="Cut a text over the length limit and say so; false refuses it with 413."
+    )
+    max_num_instances: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="Widest N that may answer this request; 1 asks for the plain model."
+    )
+    isolation_key: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None, description="Texts with different keys never share a forward's group."
+    )
+    timeout_ms: Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)] | None = Field(
+        None, description="Answer within this time or with 504; the server's own limit holds too."
+    )
+
+
+class ClassificationParameters(BaseModel):
+    """``parameters`` of ``POST /``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    function_to_apply: ScoreFunction | None = Field(
+        None, description="How logits become scores; by default as the family was trained."
+    )
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Give only the best labels."
+    )
+
+
+class ClassificationRequest(BaseModel):
+    """Body of ``POST /``, in the shape of ``huggingface_hub.InferenceClient``."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={"example": {"inputs": "A moving, beautifully shot film."}},
+    )
+
+    inputs: Texts = Field(description="A text, or a list of texts.")
+    parameters: ClassificationParameters | None = Field(None, description="What to answer.")
+
+
+class LabelEntry(BaseModel):
+    """One label of an answer; entries of a text come best first."""
+
+    label: str = Field(description="Name of the label.")
+    score: float = Field(description="Its probability, or logit.")
+    num_instances: int = Field(description="The N that served the text.")
+    truncated: Literal[True] | None = Field(
+        None, description="Present where the text was cut to the family's maximum."
+    )
+
+
+class Health(BaseModel):
+    """Body of ``/health`` and ``/ready``."""
+
+    status: str
+
+
+class ErrorBody(BaseModel):
+    """Body of every error."""
+
+    error: str = Field(description="A stable code, for programs.")
+    message: str = Field(description="What is wrong, and what to do.")
+    field: str | None = Field(None, description="The field at fault, such as inputs[3].")
+
+
+Body = TypeVar("Body", PredictRequest, ClassificationRequest)
+
+
+def parse(model: type[Body], body: bytes) -> Body:
+    """A request from its bytes.
+
+    Raises:
+        MalformedJson: not JSON, or not UTF-8.
+        InvalidInput: naming the field and what is wrong with it.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message, field = first["msg"], _dotted(first["loc"])
+    if first["type"] == "json_invalid":
+        raise MalformedJson(f"the body is not JSON in UTF-8: {message}")
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(_fields_beside(model, first["loc"]))
+        message = f"there is no such field; fields: {known}"
+    elif not first["loc"]:
+        message = "the body must be a JSON object with the field inputs"
+    raise InvalidInput(f"{field}: {message}" if field else message, field=field)
+
+
+def _fields_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    nested = ClassificationParameters if len(loc) > 1 else model
+    return list(nested.model_fields)
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str | None:
+    """``("a", 3, "b")`` as ``a[3].b``."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or None

@@ -1,0 +1,99 @@
+"""Texts of one request in, predictions out: count, tokenize, ask the backend, keep the deadline.
+
+HTTP and the Python handle both come through here, so a limit holds for both. It never answers part
+of a request: where one text fails, the whole request gets that error, which names the text.
+"""
+
+import asyncio
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muxserve.engine.request import Prediction, RequestOptions, Tokens
+from muxserve.engine.tokens import TextEncoder
+from muxserve.errors import DeadlineExceeded, MuxserveError, TooManyTexts
+from muxserve.models.family import FamilySpec
+from muxserve.serving.backend import Backend
+from muxserve.serving.config import LimitsConfig
+
+#: From this many texts on, tokenizing would hold up the other requests of the event loop.
+_OFF_LOOP_TEXTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Predictions of one request, and which of its texts were cut."""
+
+    predictions: list[Prediction]
+    truncated: list[bool]
+
+
+class TextService:
+    """Answers requests of one family, for as many callers as there are."""
+
+    def __init__(
+        self, spec: FamilySpec, encoder: TextEncoder, backend: Backend, limits: LimitsConfig
+    ) -> None:
+        self.spec = spec
+        self.backend = backend
+        self.limits = limits
+        self._encoder = encoder
+
+    async def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = True,
+        max_num_instances: int | None = None,
+        isolation_key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Answered:
+        """Answer every text, or raise for the first that cannot be.
+
+        Args:
+            texts: at least one.
+            truncate: cut a text that is too long, instead of refusing it.
+            max_num_instances: widest N that may answer.
+            isolation_key: texts with different keys never share a group.
+            timeout_s: seconds from now; the limits' own is the most.
+
+        Raises:
+            MuxserveError: with the field at fault.
+        """
+        if len(texts) > self.limits.max_texts_per_request:
+            raise TooManyTexts(
+                f"{len(texts)} texts in one request, at most {self.limits.max_texts_per_request} "
+                "are allowed; send them in several",
+                field="inputs",
+            )
+        most_s = self.limits.request_timeout_s
+        deadline_s = time.monotonic() + (most_s if timeout_s is None else min(timeout_s, most_s))
+        options = RequestOptions(max_num_instances, deadline_s, isolation_key)
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                tokens = await self._encode(texts, truncate)
+                outcomes = await self.backend.classify(tokens, options)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the answer was there") from None
+        predictions: list[Prediction] = []
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, MuxserveError):
+                raise _of_text(outcome, index, len(texts))
+            predictions.append(outcome)
+        return Answered(predictions, [one.truncated for one in tokens])
+
+    async def _encode(self, texts: Sequence[str], truncate: bool) -> list[Tokens]:
+        if len(texts) < _OFF_LOOP_TEXTS:
+            return self._encoder.encode(texts, truncate=truncate)
+        return await asyncio.to_thread(self._encoder.encode, texts, truncate=truncate)
+
+
+def _of_text(error: MuxserveError, index: int, count: int) -> MuxserveError:
+    """Name the text at fault, where there are several."""
+    if error.field is None and count > 1:
+        # A copy: other requests that waited for an equal text may hold the same error.
+        error = copy.copy(error)
+        error.field = f"inputs[{index}]"
+        error.message = f"{error.field}: {error.message}"
+    return error

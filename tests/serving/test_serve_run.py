@@ -1,0 +1,80 @@
+"""``serve run`` as a user types it, with a Ray of its own: it starts quietly, answers and ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SERVE = Path(sys.executable).with_name("serve")
+BOUND_S = 180
+
+
+@pytest.mark.ray
+def test_the_yaml_file_serves_until_interrupted(tmp_path, tiny_family):
+    content = yaml.safe_load((ROOT / "deployments" / "sentiment.yaml").read_text())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = content["http_options"]["port"] = probe.getsockname()[1]
+    arguments = content["applications"][0]["args"]
+    arguments["family"] = str(tiny_family)
+    arguments["engine"]["warm_up_s"] = 1
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(content))
+    log = tmp_path / "log"
+    # Its own Ray, and not one that the machine may have.
+    settings = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    with log.open("wb") as output:
+        running = subprocess.Popen(
+            [SERVE, "run", file], cwd=ROOT, env=settings, stdout=output, stderr=output
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_ready(url, running, log)
+        answer = httpx.post(f"{url}/predict", json={"inputs": "A moving, beautifully shot film."})
+        assert answer.json()[0]["num_instances"] == 1
+    finally:
+        running.send_signal(signal.SIGINT)
+        try:
+            running.wait(BOUND_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise
+    lines = log.read_text(errors="replace").splitlines()
+    # Ray says how its own clusters are protected, at this level, wherever it starts one.
+    ours = [line for line in lines if "authentication_token_setup.py" not in line]
+    assert not [line for line in ours if "WARNING" in line or "ERROR" in line]
+    assert not [line for line in ours if "Traceback" in line]
+
+
+def wait_until_ready(url: str, running: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + BOUND_S
+    while time.monotonic() < end and running.poll() is None:
+        try:
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"not ready:\n{log.read_text(errors='replace')}")
+
+
+def test_a_mistake_is_told_before_ray_starts():
+    ended = subprocess.run(
+        [SERVE, "run", "deployments.sentiment:app", "engine.latency_targt_ms=20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert ended.returncode != 0
+    assert "did you mean 'engine.latency_target_ms'" in ended.stderr
+    assert "Ray instance" not in ended.stderr + ended.stdout
