@@ -17,7 +17,9 @@ ARGS ?=
 
 # These commands run offline; without this, Ray reports usage statistics to its makers.
 RAY_USAGE_STATS_ENABLED ?= 0
-export RAY_USAGE_STATS_ENABLED
+# Ray's own default for a Ray that it starts; said outright, it needs no warning.
+RAY_AUTH_MODE ?= token
+export RAY_USAGE_STATS_ENABLED RAY_AUTH_MODE
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt

@@ -102,9 +102,10 @@ def measure_offline(folder: Path, count: int) -> dict[str, Any]:
 def serving(port: int) -> Iterator[Any]:
     """Ray Serve on a port of this machine; gives a function that deploys a family."""
     import ray
+    from ray import serve
+
     from muxserve.serving.app import build_app
     from muxserve.serving.config import ServeConfig
-    from ray import serve
 
     ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address=HOST)
     serve.start(http_options={"host": HOST, "port": port})

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from muxserve.errors import MuxserveError
+from muxserve.models.family import read_spec, resolve
 from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more errors
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.schemas import PredictRequest
@@ -45,3 +46,19 @@ def test_every_error_code_is_documented_with_its_status(error):
 def test_every_field_of_predict_is_documented():
     for name in PredictRequest.model_fields:
         assert f"| `{name}` |" in SERVING, name
+
+
+def test_the_quality_tables_are_the_measured_figures():
+    root = Path(__file__).parents[1]
+    spec = read_spec(resolve("sentiment"))
+    card = root / "muxserve" / "families" / "sentiment" / "README.md"
+    for page in (root / "README.md", root / "docs" / "training.md", card):
+        text = page.read_text()
+        for member in spec.members:
+            assert member.quality is not None
+            assert member.flip_rate is not None
+            row = (
+                f"| {member.num_instances} | {100 * member.quality.value:.1f} ± "
+                f"{100 * member.quality.std:.1f} % | {100 * member.flip_rate:.1f} % |"
+            )
+            assert row in text, f"{page.name} lacks {row}"

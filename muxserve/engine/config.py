@@ -26,6 +26,13 @@ class EngineConfig(BaseModel):
     max_num_instances: int | None = Field(
         None, ge=1, description="Widest N that load may choose; by default the family's widest."
     )
+    max_quality_loss: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Load never chooses an N whose measured quality is further below the "
+        "narrowest member's than this; 1 allows every N. A pinned N is not affected.",
+    )
     max_groups: int = Field(
         32, ge=1, le=1024, description="Most groups (encoder rows) of one forward."
     )

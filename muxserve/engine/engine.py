@@ -28,9 +28,9 @@ from muxserve.engine.slots import Plan, plan, unplan
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import grid, measure
 from muxserve.engine.tokens import TextEncoder
+from muxserve.engine.widths import allowed_widths
 from muxserve.errors import (
     DeadlineExceeded,
-    FamilyError,
     ForwardFailed,
     InvalidInput,
     MuxserveError,
@@ -83,7 +83,7 @@ class Engine:
         """
         self.config = config or EngineConfig()
         self.family = family
-        self.widths = _allowed_widths(family, self.config)
+        self.widths = allowed_widths(family.spec, family.widths, self.config)
         self.encoder = TextEncoder(family.tokenizer, family.spec.max_length)
         self.times = grid(family.spec.max_length, self.config.max_groups, family.padded_length)
         self._target_s = self.config.latency_target_ms / 1000
@@ -345,22 +345,3 @@ def _outcomes(request: Request) -> list[Outcome]:
     """Wait for a request's outcomes."""
     request.wait()
     return [outcome for outcome in request.outcomes if outcome is not None]
-
-
-def _allowed_widths(family: Family, config: EngineConfig) -> list[int]:
-    """The widths that load may choose from: pinned, capped, or all."""
-    pinned, cap = config.num_instances, config.max_num_instances
-    if pinned is not None:
-        if pinned not in family.widths:
-            raise FamilyError(
-                f"num_instances {pinned} is not in the family: {family.widths}",
-                field="num_instances",
-            )
-        return [pinned]
-    widths = [n for n in family.widths if cap is None or n <= cap]
-    if not widths:
-        raise FamilyError(
-            f"max_num_instances {cap} is below the family's narrowest, {family.widths[0]}",
-            field="max_num_instances",
-        )
-    return widths

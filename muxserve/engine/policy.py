@@ -4,8 +4,8 @@ In: the lengths of the texts that wait, the forward times, the target. Out: N an
 groups. A pure function: no clock, no model, no state.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from muxserve.engine.times import ForwardTimes
@@ -41,7 +41,14 @@ def choose(
         widths: every N that may be chosen, ascending.
         target_s: the latency target.
     """
-    buckets = Counter(times.bucket(length) for length in lengths)
+    ordered = sorted(lengths)
+    ends = [bisect.bisect_right(ordered, bucket) for bucket in times.lengths]
+    starts = [0, *ends[:-1]]
+    buckets = {
+        bucket: end - start
+        for bucket, start, end in zip(times.lengths, starts, ends, strict=True)
+        if end > start
+    }
     choices = []
     for n in widths:
         choice = Choice(n, drain_s(buckets, times, n))
@@ -52,7 +59,7 @@ def choose(
     return next(choice for choice in choices if choice.drain_s * WORTH_WIDENING <= best)
 
 
-def drain_s(buckets: Counter[int], times: ForwardTimes, n: int) -> float:
+def drain_s(buckets: Mapping[int, int], times: ForwardTimes, n: int) -> float:
     """Predicted seconds to serve ``buckets`` (length bucket -> texts) at N=n, in good batches."""
     total = 0.0
     for length, texts in buckets.items():

@@ -4,6 +4,7 @@ In: the texts that wait, oldest first, N and forward times. Out: a ``Plan``. Pur
 plain values, so that the planner can be tested and simulated without a model or a clock.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -102,8 +103,9 @@ def _window(
     Candidates end at the last text of each length bucket at or above the oldest's.
     """
     best, best_rate = (oldest, oldest), 0.0
-    for hi in range(oldest, len(lengths)):
-        if hi + 1 < len(lengths) and times.bucket(lengths[hi + 1]) == times.bucket(lengths[hi]):
+    for bucket in times.lengths:
+        hi = bisect.bisect_right(lengths, bucket) - 1
+        if hi < oldest:
             continue
         most = n * min(max_groups, times.best_groups(n, lengths[hi]))
         start = min(max(hi + 1 - most, 0), oldest)
