@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py                      # everything, about 15 minutes on 2 cores
     python benchmarks/throughput.py --family shipped --seconds 5
-    python benchmarks/throughput.py --out results.json
+    python benchmarks/throughput.py --proxy haproxy --out results.json
 
 Clients, ingress and engine share this machine's cores. N=1 runs the plain model, length-sorted,
 at its best batch size: what a gain is measured against.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 
 from muxserve.bench.closed_loop import LoadResult, closed_loop
@@ -44,11 +45,30 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each load")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument(
+        "--proxy",
+        choices=["default", "haproxy"],
+        default="default",
+        help="how HTTP reaches Python: Ray Serve's default proxy, or its HAProxy",
+    )
+    parser.add_argument(
+        "--arrangement", choices=["separate", "together"], default="separate", help="of processes"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
 
+    if options.proxy == "haproxy":  # read when Ray Serve is imported
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
+
     names = ["shipped", "base"] if options.family == "both" else [options.family]
-    report: dict[str, Any] = {"machine": describe(), "clients": options.clients, "families": {}}
+    report: dict[str, Any] = {
+        "machine": describe(),
+        "clients": options.clients,
+        "proxy": options.proxy,
+        "arrangement": options.arrangement,
+        "families": {},
+    }
     with tempfile.TemporaryDirectory() as folder:
         folders = {"shipped": resolve("sentiment")}
         if "base" in names:
@@ -56,7 +76,7 @@ def main() -> None:
             folders["base"] = write_random_family(Path(folder) / "base", tokenizer)
         for name in names:
             report["families"][name] = measure_offline(folders[name], TEXTS[name])
-        with serving(options.port) as deploy:
+        with serving(options.port, options.arrangement) as deploy:
             for name in names:
                 rates = report["families"][name]
                 widths = [int(n) for n in rates["offline"]]
@@ -99,7 +119,7 @@ def measure_offline(folder: Path, count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(port: int) -> Iterator[Any]:
+def serving(port: int, arrangement: str) -> Iterator[Any]:
     """Ray Serve on a port of this machine; gives a function that deploys a family."""
     import ray
     from ray import serve
@@ -113,7 +133,13 @@ def serving(port: int) -> Iterator[Any]:
     def deploy(folder: Path, width: int | None) -> None:
         serve.delete("default", _blocking=True)
         config = ServeConfig.model_validate(
-            {"family": str(folder), "engine": {"num_instances": width}}
+            {
+                "family": str(folder),
+                "arrangement": arrangement,
+                "engine": {"num_instances": width},
+                # As many threads as the offline loop has.
+                "replicas": {"num_cpus": available_cores()},
+            }
         )
         serve.run(build_app(config), name="default", route_prefix="/")
 
@@ -150,7 +176,8 @@ def format_table(report: dict[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['cores']} cores shared by clients and server; "
         f"torch {machine['torch']}, Ray {machine['ray']}, {machine['date']}; "
-        f"{report['clients']} clients in a closed loop",
+        f"{report['clients']} clients in a closed loop, {report['proxy']} proxy, "
+        f"arrangement {report['arrangement']}",
         "",
         "| family | N | offline texts/s | over N=1 | HTTP texts/s | over N=1 | HTTP / offline "
         "| p50 ms | p99 ms |",
