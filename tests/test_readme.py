@@ -32,8 +32,12 @@ ONE_SHOT = [c for c in COMMANDS if c.startswith("muxserve ") or "| muxserve " in
 
 
 def run(command: str) -> subprocess.CompletedProcess[str]:
+    return run_program("bash", "-o", "pipefail", "-c", command)
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
+        arguments,
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -102,15 +106,7 @@ def test_a_command_without_a_server(command):
 
 
 def test_the_engine_snippet():
-    done = subprocess.run(
-        [sys.executable, "-c", SNIPPETS["engine"]],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program(sys.executable, "-c", SNIPPETS["engine"])
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["positive", "negative"]
     assert done.stderr == ""
@@ -127,14 +123,6 @@ def test_a_command_that_serves(command, tmp_path):
             assert entries[0]["label"] == "positive"
             assert entries[0]["num_instances"] == 1
         if command == "make serve":
-            done = subprocess.run(
-                [sys.executable, "-c", SNIPPETS["handle"]],
-                cwd=ROOT,
-                env=ENVIRONMENT,
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=False,
-            )
+            done = run_program(sys.executable, "-c", SNIPPETS["handle"])
             assert done.returncode == 0, done.stderr
             assert done.stdout.splitlines()[-1] == "['positive', 'negative']"

@@ -159,10 +159,7 @@ class Engine:
             in_flight.append(request)
         for request in in_flight:
             outcomes += _outcomes(request)
-        return [
-            self._classification(outcome, one, raw_scores)
-            for outcome, one in zip(outcomes, tokens, strict=True)
-        ]
+        return self._classifications(outcomes, tokens, raw_scores)
 
     async def classify_async(
         self,
@@ -175,10 +172,7 @@ class Engine:
         """``classify`` for an event loop: other tasks go on meanwhile."""
         tokens = self.encoder.encode(texts, truncate=truncate)
         outcomes = await answer(self, tokens, options or RequestOptions())
-        return [
-            self._classification(outcome, one, raw_scores)
-            for outcome, one in zip(outcomes, tokens, strict=True)
-        ]
+        return self._classifications(outcomes, tokens, raw_scores)
 
     def stats(self) -> EngineStats:
         """A copy of the counters."""
@@ -207,11 +201,17 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _classification(self, outcome: Outcome, tokens: Tokens, raw_scores: bool) -> Classification:
-        if isinstance(outcome, MuxserveError):
-            raise outcome
-        labels = label_scores(outcome.logits, self.family.spec, raw=raw_scores)
-        return Classification(labels, outcome.num_instances, tokens.truncated)
+    def _classifications(
+        self, outcomes: Sequence[Outcome], tokens: Sequence[Tokens], raw_scores: bool
+    ) -> list[Classification]:
+        """Answers in order; raises the error of the first text that has none."""
+        answers = []
+        for outcome, one in zip(outcomes, tokens, strict=True):
+            if isinstance(outcome, MuxserveError):
+                raise outcome
+            labels = label_scores(outcome.logits, self.family.spec, raw=raw_scores)
+            answers.append(Classification(labels, outcome.num_instances, one.truncated))
+        return answers
 
     def _serve(self, on_progress: Callable[[float], None] | None) -> None:
         """The forward thread: warm up, then plan and run until the line is closed and empty."""
