@@ -1,5 +1,6 @@
 """Every command and snippet of the README, run as a user would."""
 
+import asyncio
 import json
 import os
 import re
@@ -13,8 +14,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from muxserve.bench.closed_loop import closed_loop
+from muxserve.bench.texts import generated_texts
+from muxserve.models.family import Family
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -112,6 +118,25 @@ def test_the_engine_snippet():
     assert done.stderr == ""
 
 
+def check_that_n_follows_the_load() -> None:
+    """A closed loop of 64 clients over HTTP, on the server's counters."""
+    texts = generated_texts(Family.load("sentiment", [1]).tokenizer, 2000)
+    result = asyncio.run(closed_loop("127.0.0.1", 8000, texts, clients=64, seconds=4))
+    assert set(result.statuses) == {200}
+    (engine,) = get_json("/stats")["engines"]
+    assert max(map(int, engine["texts_by_num_instances"])) > 1
+    assert engine["occupancy"] > 0.9
+    assert (engine["waiting"], engine["failed"], engine["shed"]) == (0, 0, 0)
+    for query in QUERIES:
+        assert json.loads(run(query).stdout)[0]["num_instances"] == 1
+    assert get_json("/stats")["engines"][0]["last_num_instances"] == 1
+
+
+def get_json(path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:8000{path}", timeout=10) as response:
+        return json.load(response)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("command", SERVERS)
 def test_a_command_that_serves(command, tmp_path):
@@ -123,6 +148,7 @@ def test_a_command_that_serves(command, tmp_path):
             assert entries[0]["label"] == "positive"
             assert entries[0]["num_instances"] == 1
         if command == "make serve":
+            check_that_n_follows_the_load()
             done = run_program(sys.executable, "-c", SNIPPETS["handle"])
             assert done.returncode == 0, done.stderr
             assert done.stdout.splitlines()[-1] == "['positive', 'negative']"
