@@ -48,8 +48,10 @@ def test_the_yaml_file_serves_until_interrupted(tmp_path, tiny_family):
             running.kill()
             raise
     lines = log.read_text(errors="replace").splitlines()
-    # Ray says how its own clusters are protected, at this level, wherever it starts one.
-    ours = [line for line in lines if "authentication_token_setup.py" not in line]
+    # Ray says at this level how its own clusters are protected, wherever it starts one, and that a
+    # replica was slow to say its queue length, on a machine that is busy.
+    of_ray = ("authentication_token_setup.py", "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S")
+    ours = [line for line in lines if not any(remark in line for remark in of_ray)]
     assert not [line for line in ours if "WARNING" in line or "ERROR" in line]
     assert not [line for line in ours if "Traceback" in line]
 
