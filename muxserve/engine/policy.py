@@ -5,6 +5,7 @@ groups. A pure function: no clock, no model, no state.
 """
 
 import bisect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,9 @@ def choose(
 ) -> Choice:
     """The smallest N that drains the line within the target.
 
-    Where none does, the smallest N that drains it nearly as fast as the fastest: a lone text is
-    served at N=1 even if its forward alone misses the target.
+    Where none does, the smallest N that drains it nearly as fast as the fastest. Only an N that
+    needs fewer groups than every narrower one is considered: the same groups at a wider N cost as
+    much, whatever a noisy measurement says. So a lone text is always served at the narrowest N.
 
     Args:
         lengths: tokens of each waiting text.
@@ -49,8 +51,13 @@ def choose(
         for bucket, start, end in zip(times.lengths, starts, ends, strict=True)
         if end > start
     }
-    choices = []
+    choices: list[Choice] = []
+    fewest = math.inf
     for n in widths:
+        groups = sum(-(-texts // n) for texts in buckets.values())
+        if choices and groups >= fewest:
+            continue
+        fewest = groups
         choice = Choice(n, drain_s(buckets, times, n))
         if choice.drain_s <= target_s:
             return choice

@@ -132,7 +132,7 @@ class MuxBertForSequenceClassification(MuxBertPreTrainedModel):
             slots: [G, L] the slot asked for at each position; drawn at random when None.
         """
         logits, labels = self.retrieval_logits(encoded, input_ids, n, slots)
-        return nn.functional.cross_entropy(logits, labels)
+        return nn.functional.cross_entropy(logits.float(), labels)
 
     def retrieval_logits(
         self,

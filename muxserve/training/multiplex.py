@@ -41,6 +41,7 @@ class DistillSettings(BaseModel):
     temperature: float = Field(
         1.0, gt=0, description="Softening of both sides of the distillation."
     )
+    bf16: bool = Field(False, description="Matrix products in bfloat16, weights in fp32.")
     seed: int = Field(0, description="Of batches, picks and dropout.")
     save_every_s: float = Field(300, gt=0, description="Seconds between two saved states.")
 
@@ -91,7 +92,8 @@ def distill(
             continue
         model.train()
         lead = step < settings.retrieval_share * settings.steps
-        losses = _losses(model, rows, targets, picked, n, settings)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+            losses = _losses(model, rows, targets, picked, n, settings)
         retrieval_weight = 1.0 if lead else settings.retrieval_weight
         loss = (
             losses["single"]
@@ -149,9 +151,9 @@ def _losses(
     wide = model(wide_ids, wide_mask, num_instances=n)
 
     separated = wide.demux_output[: len(alone), : ids.shape[1]]
-    goal = single.encoder_output.detach()
+    goal = single.encoder_output.detach().float()
     tokens = mask.bool()
-    miss = (model.demultiplexer.project(separated) - goal)[tokens].square().mean()
+    miss = (model.demultiplexer.project(separated).float() - goal)[tokens].square().mean()
     return {
         "single": _soft_cross_entropy(single.logits, targets[alone], settings.temperature),
         "task": _soft_cross_entropy(wide.logits, targets[picked], settings.temperature),
@@ -166,7 +168,7 @@ def _soft_cross_entropy(
 ) -> torch.Tensor:
     """Cross-entropy towards a teacher's softened logits (Hinton et al., 2015)."""
     goal = softmax(targets / temperature, dim=-1)
-    scores = log_softmax(logits / temperature, dim=-1)
+    scores = log_softmax(logits.float() / temperature, dim=-1)
     return -(goal * scores).sum(-1).mean() * temperature**2
 
 

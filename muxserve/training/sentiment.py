@@ -46,6 +46,14 @@ def train(
         int, typer.Option(min=1, help="Review pieces that get soft labels.")
     ] = 70_000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the distillation.")] = 3000,
+    start: Annotated[
+        Path | None, typer.Option(help="State file of a finished run, to go on from its weights.")
+    ] = None,
+    retrieval_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the steps led by token retrieval.")
+    ] = 0.3,
+    learning_rate: Annotated[float, typer.Option(help="Peak for the pretrained part.")] = 3e-4,
+    bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     seed: int = 0,
 ) -> None:
     """Train every width of the sentiment family from a pretrained BERT, resuming where possible."""
@@ -63,6 +71,8 @@ def train(
     )
     torch.manual_seed(seed)
     student = cut_student(base, _student_config(base, len(kept)), LAYERS, kept)
+    if start is not None:
+        student.load_state_dict(torch.load(start, weights_only=True)["model"])
     rows = token_ids(tokenizer, texts, MAX_LENGTH)
     dev_rows = token_ids(tokenizer, dev.texts, MAX_LENGTH)
 
@@ -71,8 +81,22 @@ def train(
             logits = grouped_predictions(student, dev_rows, n, seed=step)
             log.info("step %d N=%d dev accuracy %.4f", step, n, accuracy(logits, dev.labels))
 
-    settings = DistillSettings(steps=steps, seed=seed)
-    distill(student, rows, targets, settings, work / "distil.pt", evaluate=evaluate)
+    settings = DistillSettings(
+        steps=steps,
+        encoder_learning_rate=learning_rate,
+        retrieval_share=retrieval_share,
+        bf16=bf16,
+        seed=seed,
+    )
+    distill(
+        student,
+        rows,
+        targets,
+        settings,
+        work / "distil.pt",
+        evaluate=evaluate,
+        evaluate_every=1000,
+    )
     save_family(student, tokenizer, out)
 
 

@@ -43,3 +43,10 @@ def test_a_narrower_choice_than_the_one_taken_would_have_missed(lengths, target_
     for n in WIDTHS:
         if n < taken.num_instances:
             assert choose(lengths, TIMES, [n], target_s).drain_s > target_s
+
+
+def test_a_width_that_measured_faster_by_chance_does_not_take_a_lone_text():
+    """What a noisy first measurement looks like: the same group, cheaper at N=2 than at N=1."""
+    noisy = linear_times(noise={1: 1.3, 2: 0.7})
+    for target_s in (1e-9, noisy.predict(2, 32, 1) * 1.01):
+        assert choose([20], noisy, WIDTHS, target_s).num_instances == 1
