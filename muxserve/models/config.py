@@ -5,9 +5,9 @@ The keys that official MUX-PLM checkpoints carry keep their names (``num_instanc
 cannot serve it in the wrong mode.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import BertConfig
+from transformers import BertConfig, ElectraConfig, PreTrainedConfig
 
 PADDING_MODES = ("longest", "max_length")
 ENCODER_MASKS = ("union", "none")
@@ -15,8 +15,8 @@ POOLINGS = ("mean", "first")
 HEADS = ("linear", "dense")
 
 
-class MuxBertConfig(BertConfig):
-    """Configuration of a multiplexed BERT.
+class MuxConfig(PreTrainedConfig):
+    """What multiplexing adds to the configuration of a backbone.
 
     Attributes:
         num_instances: the widest N these weights serve.
@@ -29,7 +29,11 @@ class MuxBertConfig(BertConfig):
         num_hidden_demux_layers: D of the index-position demultiplexer, counted as the reference
             does (it applies D-1 layers).
         gaussian_hadamard_norm: L2 norm of each row of the initial Gaussian keys.
+        binary_hadamard_epsilon: how far neighbouring chunks of the binary keys overlap, as a share
+            of a chunk.
         learn_muxing: whether the multiplexer's keys are trained.
+        muxing_slot_mask: the contextual multiplexer's attention over slots leaves out the slots
+            that are padding at a position (the reference does so for sentences only).
         padding: "longest" pads to the longest text of a batch; "max_length" always pads to
             ``trained_length`` (weights trained without a mask see padding as content).
         encoder_mask: "union" attends to a position if any slot has a token there, and a slot's
@@ -37,13 +41,24 @@ class MuxBertConfig(BertConfig):
         trained_length: tokens per text, special tokens included, that the weights were trained for.
         pooling: "first" reads position 0; "mean" averages a slot's own tokens.
         classifier_head: "linear" (BERT's) or "dense" (ELECTRA's: dense, gelu, projection).
-        first_token_id: token id forced at position 0 (the reference hard-codes 101), or None.
+        first_token_id: token id forced at position 0 (the reference hard-codes 101), or None; with
+            the ``index`` demultiplexer, the id that ends its prefix instead.
+        prefix_filler_id: token id that fills the ``index`` prefix; the ids from 2 below it
+            downwards name the slots.
         retrieval_head: whether the token-retrieval head is part of the weights (training only).
+        retrieval_residual: the retrieval head reads all D layers with residuals (ELECTRA's),
+            instead of two without (BERT's).
         retrieval_percentage: share of token positions that enter the retrieval loss.
         retrieval_loss_coeff, task_loss_coeff: weights of the two losses.
     """
 
-    model_type = "muxbert"
+    if TYPE_CHECKING:  # every backbone's config has these
+        vocab_size: int = 0
+        hidden_size: int = 0
+        max_position_embeddings: int = 0
+        hidden_dropout_prob: float = 0.0
+        layer_norm_eps: float = 0.0
+        pad_token_id: int | None = None
 
     num_instances: int = 2
     widths: list[int] | None = None
@@ -52,23 +67,28 @@ class MuxBertConfig(BertConfig):
     demuxing_variant: str = "index_pos"
     num_hidden_demux_layers: int = 2
     gaussian_hadamard_norm: float | int = 1.0
+    binary_hadamard_epsilon: float | int = 0.0
     learn_muxing: bool | int = False
+    muxing_slot_mask: bool = True
     padding: str = "longest"
     encoder_mask: str = "union"
     trained_length: int = 128
     pooling: str = "first"
     classifier_head: str = "linear"
     first_token_id: int | None = None
+    prefix_filler_id: int = 680
     retrieval_head: bool = False
+    retrieval_residual: bool = False
     retrieval_percentage: float | int = 1.0
     retrieval_loss_coeff: float | int = 0.0
     task_loss_coeff: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.widths is None:
-            self.widths = [self.num_instances]
-        self._check()
+        if type(self) is not MuxConfig:
+            if self.widths is None:
+                self.widths = [self.num_instances]
+            self._check()
 
     @property
     def served_widths(self) -> list[int]:
@@ -79,6 +99,15 @@ class MuxBertConfig(BertConfig):
     def label_count(self) -> int:
         """Number of labels (``num_labels``, whose type allows None)."""
         return int(self.num_labels or 0)
+
+    @property
+    def embedding_width(self) -> int:
+        """E, the size of the embeddings that are multiplexed; ELECTRA's may differ from H."""
+        return int(getattr(self, "embedding_size", self.hidden_size))
+
+    def prefix_length(self, n: int) -> int:
+        """Positions that the demultiplexer puts before a text at N=n."""
+        return n + 1 if self.demuxing_variant == "index" else 0
 
     def _check(self) -> None:
         """Raise ValueError, naming the field, for a combination that no weights can have."""
@@ -93,10 +122,11 @@ class MuxBertConfig(BertConfig):
             )
         if self.plain_single and widths[0] != 1:
             raise ValueError(f"plain_single needs 1 among widths, got {widths}")
-        if self.trained_length > self.max_position_embeddings:
+        positions = self.max_position_embeddings - self.prefix_length(self.num_instances)
+        if self.trained_length > positions:
             raise ValueError(
-                f"trained_length ({self.trained_length}) is over max_position_embeddings "
-                f"({self.max_position_embeddings})"
+                f"trained_length ({self.trained_length}) is over the {positions} positions that "
+                f"max_position_embeddings ({self.max_position_embeddings}) leaves for a text"
             )
         for field, allowed in (
             ("padding", PADDING_MODES),
@@ -112,3 +142,33 @@ class MuxBertConfig(BertConfig):
                 "encoder_mask 'none' makes padding content, so padding must be 'max_length'; "
                 f"got {self.padding!r}"
             )
+        if self.demuxing_variant == "index":
+            self._check_prefix()
+
+    def _check_prefix(self) -> None:
+        lowest = self.prefix_filler_id - 1 - self.num_instances
+        if lowest < 0 or self.prefix_filler_id >= self.vocab_size:
+            raise ValueError(
+                f"prefix_filler_id ({self.prefix_filler_id}) and the {self.num_instances} slot ids "
+                f"from 2 below it must lie within the vocabulary of {self.vocab_size}"
+            )
+        if self.first_token_id is None:
+            raise ValueError("demuxing_variant 'index' needs first_token_id, to end its prefix")
+
+
+class MuxBertConfig(MuxConfig, BertConfig):
+    """Configuration of a multiplexed BERT; see ``MuxConfig`` for what multiplexing adds."""
+
+    model_type = "muxbert"
+
+
+class MuxElectraConfig(MuxConfig, ElectraConfig):
+    """Configuration of a multiplexed ELECTRA; see ``MuxConfig`` for what multiplexing adds.
+
+    Its defaults are ELECTRA's: a dense classifier head, a retrieval head with residuals.
+    """
+
+    model_type = "muxelectra"
+
+    classifier_head: str = "dense"
+    retrieval_residual: bool = True

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from muxserve.errors import FamilyError
-from muxserve.models.config import MuxBertConfig
+from muxserve.models.config import MuxConfig
 from muxserve.models.official import is_official
 
 FAMILY_FILE = "family.json"
@@ -146,7 +146,7 @@ def member_logits(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, n: int
 ) -> torch.Tensor:
     """Logits [B, labels] of one member for [B, L] ids; a plain classifier is the N=1 member."""
-    if isinstance(model.config, MuxBertConfig):
+    if isinstance(model.config, MuxConfig):
         output = model(input_ids, attention_mask, num_instances=n)
     else:
         output = model(input_ids=input_ids, attention_mask=attention_mask)
@@ -278,7 +278,7 @@ def _check_checkpoint(folder: Path) -> PreTrainedConfig:
 def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, folder: Path) -> None:
     file = folder / member.path / "config.json"
     n = member.num_instances
-    widths = config.served_widths if isinstance(config, MuxBertConfig) else [1]
+    widths = config.served_widths if isinstance(config, MuxConfig) else [1]
     if n not in widths:
         raise FamilyError(
             f"{file}: field widths: {FAMILY_FILE} wants num_instances {n}, these weights serve "
@@ -292,7 +292,7 @@ def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, fo
             field="labels",
         )
     most = config.max_position_embeddings
-    if isinstance(config, MuxBertConfig):
+    if isinstance(config, MuxConfig):
         most = min(most, config.trained_length)
         if config.padding == "max_length" and spec.max_length != config.trained_length:
             raise FamilyError(

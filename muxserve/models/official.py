@@ -4,28 +4,65 @@ Their ``model_type`` says plain "bert", so ``AutoModel`` would load them as some
 silence; they are told by their config keys and converted here, key by key.
 """
 
+import re
 from typing import Any
 
 import torch
 
-from muxserve.models.bert import MuxBertForSequenceClassification
-from muxserve.models.config import MuxBertConfig
+from muxserve.models.composition import MuxPreTrainedModel
+from muxserve.models.config import MuxBertConfig, MuxConfig, MuxElectraConfig
+from muxserve.models.tasks import (
+    MuxBertForMaskedLM,
+    MuxBertForSequenceClassification,
+    MuxBertForTokenClassification,
+    MuxElectraForPreTraining,
+    MuxElectraForSequenceClassification,
+    MuxElectraForTokenClassification,
+    ReplacedTokenDetection,
+    SequenceClassification,
+)
 
-#: The reference forces BERT's [CLS] id, hard-coded, at position 0.
+#: The reference forces BERT's [CLS] id, hard-coded, at position 0 or at the end of its prefix.
 REFERENCE_CLS_ID = 101
 #: Every released checkpoint was trained on texts padded to 128 tokens, with no attention mask.
 REFERENCE_LENGTH = 128
 
-_CARRIED_OVER = (
-    "num_instances",
-    "muxing_variant",
-    "demuxing_variant",
-    "gaussian_hadamard_norm",
-    "learn_muxing",
-    "num_hidden_demux_layers",
-    "retrieval_percentage",
-    "retrieval_loss_coeff",
-    "task_loss_coeff",
+#: The reference's classes and ours.
+ARCHITECTURES: dict[str, type[MuxPreTrainedModel]] = {
+    "MuxedBertForSequenceClassification": MuxBertForSequenceClassification,
+    "MuxedBertForTokenClassification": MuxBertForTokenClassification,
+    "MuxedBertForMaskedLM": MuxBertForMaskedLM,
+    "MuxedElectraForSequenceClassification": MuxElectraForSequenceClassification,
+    "MuxedElectraForTokenClassification": MuxElectraForTokenClassification,
+    "MuxedElectraForPreTraining": MuxElectraForPreTraining,
+}
+
+#: Written by the old library; not about the weights.
+_DROPPED = (
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "output_attentions",
+    "output_hidden_states",
+)
+
+#: Our names of tensors -> the reference's.
+_RENAMED = (
+    (r"multiplexer\.instance_embedding", "instance_embedding"),
+    (r"multiplexer\.over_positions\.(.*)", r"muxing_attention.\1"),
+    (r"multiplexer\.over_slots\.(.*)", r"muxing_attention_2.\1"),
+    (r"demultiplexer\.demux_instance_embedding", "demux_module.demux_instance_embedding"),
+    (r"demultiplexer\.retrieval_(dense|layer_norm)\.(.*)", r"retrieval_head.\1.\2"),
+)
+_RENAMED_REPLACED_TOKEN = (
+    (r"classifier\.dense\.(.*)", r"discriminator_predictions.dense.\1"),
+    (r"classifier\.out_proj\.(.*)", r"discriminator_predictions.dense_prediction.\1"),
+)
+#: Tensors that no forward of ours reads: aliases of others, layers that no forward of the
+#: reference's reads either (``dense_D``), and the retrieval head where it is not wanted.
+_UNREAD = re.compile(
+    r".*\.position_ids|demultiplexer\.demux_module\..*|retrieval_head\..*"
+    r"|demux_module\.(dense|layer_norm)_\d+\..*"
 )
 
 
@@ -34,89 +71,101 @@ def is_official(config: dict[str, Any]) -> bool:
     return config.get("model_type") in ("bert", "electra") and "muxing_variant" in config
 
 
-def convert_config(config: dict[str, Any], *, retrieval_head: bool = False) -> MuxBertConfig:
+def convert_config(config: dict[str, Any], *, retrieval_head: bool = False) -> MuxConfig:
     """Our config for an official one: served at the trained length, with no encoder mask.
 
     Raises:
-        ValueError: for a config that is not an official MUX-PLM's, or of a kind not yet covered.
+        ValueError: for a config that is not an official MUX-PLM's, or whose variant is unknown.
     """
     if not is_official(config):
         raise ValueError("not an official MUX-PLM config: it has no 'muxing_variant'")
-    architecture = (config.get("architectures") or ["?"])[0]
-    if architecture != "MuxedBertForSequenceClassification":
-        raise ValueError(f"architecture {architecture!r} is not covered yet")
-    ours = {key: config[key] for key in _CARRIED_OVER if key in config}
-    skipped = {*_CARRIED_OVER, "model_type", "architectures", "transformers_version"}
-    # The released python default; the scripts that trained the released weights pass index_pos.
-    ours.setdefault("demuxing_variant", "index")
-    bert = {
+    task = _model_class(config)
+    electra = config["model_type"] == "electra"
+    ours = MuxElectraConfig if electra else MuxBertConfig
+    kept: dict[str, Any] = {
         key: value
         for key, value in config.items()
-        if key not in skipped and key in MuxBertConfig.__dataclass_fields__
+        if key not in _DROPPED and key in ours.__dataclass_fields__
     }
-    bert.pop("output_attentions", None)
-    bert.pop("output_hidden_states", None)
-    length = min(REFERENCE_LENGTH, int(bert.get("max_position_embeddings", REFERENCE_LENGTH)))
-    return MuxBertConfig(
-        **bert,
-        **ours,
+    # The released python default; the scripts that trained the released weights pass index_pos.
+    kept.setdefault("demuxing_variant", "index")
+    kept.setdefault("num_instances", 5)
+    sentences = issubclass(task, SequenceClassification)
+    forced = not electra or task is MuxElectraForPreTraining or kept["demuxing_variant"] == "index"
+    positions = int(config.get("max_position_embeddings", 512))
+    if kept["demuxing_variant"] == "index":
+        positions -= kept["num_instances"] + 1
+    return ours(
+        **kept,
         padding="max_length",
         encoder_mask="none",
-        trained_length=length,
+        trained_length=min(REFERENCE_LENGTH, positions),
         pooling="first",
-        classifier_head="linear",
-        first_token_id=REFERENCE_CLS_ID,
+        classifier_head="dense" if electra and sentences else "linear",
+        muxing_slot_mask=sentences,
+        first_token_id=REFERENCE_CLS_ID if forced else None,
         retrieval_head=retrieval_head,
     )
 
 
 def convert_state_dict(
-    config: MuxBertConfig, reference: dict[str, torch.Tensor]
+    model: MuxPreTrainedModel, reference: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Rename a reference state dict's tensors to ours.
-
-    The reference writes its ``demux_module`` under three names and its tied decoder under a second;
-    layers that no forward reads (``dense_D``, and ``layer_norm_3`` onwards) are left out.
+    """Rename a reference state dict's tensors to those of ``model``.
 
     Raises:
-        ValueError: naming the keys that are missing, or that no rule knows.
+        ValueError: naming the keys that are missing, that no rule knows, or whose shape is another.
     """
-    layers = max(config.num_hidden_demux_layers - 1, 2 if config.retrieval_head else 1)
-    renamed = {"multiplexer.instance_embedding": "instance_embedding"}
-    renamed["demultiplexer.demux_instance_embedding"] = "demux_module.demux_instance_embedding"
-    for part in ("weight", "bias"):
-        for j in range(layers):
-            renamed[f"demultiplexer.dense.{j}.{part}"] = f"demux_module.dense_{j + 1}.{part}"
-        for name in ("pre_decoder", "pre_decoder_layer_norm"):
-            renamed[f"demultiplexer.{name}.{part}"] = f"demultiplexer.{name}.{part}"
-            if config.retrieval_head:
-                renamed[f"retrieval_head.{name}.{part}"] = f"retrieval_head.{name}.{part}"
-        if config.retrieval_head:
-            renamed[f"retrieval_head.decoder.{part}"] = f"retrieval_head.decoder.{part}"
-            for j in range(2):
-                renamed[f"demultiplexer.layer_norm.{j}.{part}"] = (
-                    f"demux_module.layer_norm_{j + 1}.{part}"
-                )
-        renamed[f"classifier.{part}"] = f"classifier.{part}"
-    backbone = (key for key in reference if key.startswith("bert."))
-    renamed |= {key: key for key in backbone if not key.endswith("position_ids")}
-    missing = sorted(theirs for theirs in renamed.values() if theirs not in reference)
+    rules = list(_RENAMED)
+    if isinstance(model, ReplacedTokenDetection):
+        rules += _RENAMED_REPLACED_TOKEN
+    wanted = model.state_dict()
+    theirs = {key: _reference_name(key, rules) for key in wanted}
+    missing = sorted(name for name in theirs.values() if name not in reference)
     if missing:
         raise ValueError(f"the checkpoint lacks {', '.join(missing)}")
-    prefixes = ("bert.", "demux_module.", "demultiplexer.", "retrieval_head.")
-    unknown = sorted(
-        key for key in reference if not key.startswith(prefixes) and key not in renamed.values()
-    )
+    read = set(theirs.values())
+    unknown = sorted(key for key in reference if key not in read and not _UNREAD.fullmatch(key))
     if unknown:
         raise ValueError(f"the checkpoint has keys that no rule knows: {', '.join(unknown)}")
-    return {ours: reference[theirs] for ours, theirs in renamed.items()}
+    for key, name in theirs.items():
+        if reference[name].shape != wanted[key].shape:
+            raise ValueError(
+                f"{name} has shape {list(reference[name].shape)}, "
+                f"the config asks for {list(wanted[key].shape)}"
+            )
+    return {key: reference[name] for key, name in theirs.items()}
 
 
 def load_official(
     config: dict[str, Any], state: dict[str, torch.Tensor], *, retrieval_head: bool = False
-) -> MuxBertForSequenceClassification:
-    """An official checkpoint's config.json and state dict as one of our models, in eval mode."""
-    converted = convert_config(config, retrieval_head=retrieval_head)
-    model = MuxBertForSequenceClassification(converted)
-    model.load_state_dict(convert_state_dict(converted, state))
+) -> MuxPreTrainedModel:
+    """An official checkpoint's config.json and state dict as one of our models, in eval mode.
+
+    Raises:
+        ValueError: for a config or weights that are not an official MUX-PLM's; see the two above.
+    """
+    model = _model_class(config)(convert_config(config, retrieval_head=retrieval_head))
+    model.load_state_dict(convert_state_dict(model, state))
     return model.eval()
+
+
+def _model_class(config: dict[str, Any]) -> type[MuxPreTrainedModel]:
+    architecture = (config.get("architectures") or ["(none)"])[0]
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"field architectures: {architecture!r} is unknown; known: {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[architecture]
+
+
+def _reference_name(key: str, rules: list[tuple[str, str]]) -> str:
+    # The demultiplexer's layers are numbered from 1 there.
+    numbered = re.fullmatch(r"demultiplexer\.(dense|layer_norm)\.(\d+)\.(.*)", key)
+    if numbered:
+        name, index, part = numbered.groups()
+        return f"demux_module.{name}_{int(index) + 1}.{part}"
+    for pattern, replacement in rules:
+        if re.fullmatch(pattern, key):
+            return re.sub(pattern, replacement, key)
+    return key

@@ -8,16 +8,19 @@ from transformers.utils.generic import ModelOutput
 
 @dataclass
 class MuxOutput(ModelOutput):
-    """Result of a multiplexed forward; B rows, N per group, G = B / N groups, L positions.
+    """Result of a multiplexed forward; B rows, N per group, G = B / N groups, L tokens.
 
     Attributes:
         loss: ``task_loss_coeff * task_loss + retrieval_loss_coeff * retrieval_loss``.
-        logits: [B, labels].
-        task_loss: cross-entropy, or mean squared error for one label.
+        logits: [B, labels] of a sentence; [B, L, labels], [B, L, vocabulary] or [B, L] (replaced
+            or not) of tokens.
+        task_loss: loss of the task alone.
         retrieval_loss: mean cross-entropy of the token-retrieval head.
-        muxed_embeddings: [G, L, E], the multiplexer's output (None where N=1 runs plain).
-        encoder_output: [G, L, H], the encoder's last hidden state.
-        demux_output: [B, L, H], or [B, 1, H] where only position 0 is read; before the
+        muxed_embeddings: [G, L', E], the multiplexer's output (None where N=1 runs plain); L' = L
+            plus the demultiplexer's prefix.
+        encoder_output: [G, L', H], the encoder's last hidden state. Where the head reads one
+            position only, it stops at that position unless ``output_hidden_states`` is asked for.
+        demux_output: [B, positions, H] at the positions that the head reads; before the
             demultiplexer's ``project``.
     """
 

@@ -146,18 +146,20 @@ def _losses(
     pad_id = model.config.pad_token_id or 0
     alone = picked[: settings.single_texts]
     ids, mask = pad_batch([rows[i] for i in alone], pad_id)
-    single = model(ids, mask, num_instances=1)
+    single = model.encode(ids, mask, 1)
     wide_ids, wide_mask = pad_batch([rows[i] for i in picked], pad_id)
-    wide = model(wide_ids, wide_mask, num_instances=n)
+    wide = model.encode(wide_ids, wide_mask, n)
+    single_logits, _ = model.classify(single)
+    wide_logits, separated = model.classify(wide)
 
-    separated = wide.demux_output[: len(alone), : ids.shape[1]]
-    goal = single.encoder_output.detach().float()
+    goal = single.states.detach().float()
+    same = model.project(wide, separated[: len(alone), : ids.shape[1]]).float()
     tokens = mask.bool()
-    miss = (model.demultiplexer.project(separated).float() - goal)[tokens].square().mean()
+    miss = (same - goal)[tokens].square().mean()
     return {
-        "single": _soft_cross_entropy(single.logits, targets[alone], settings.temperature),
-        "task": _soft_cross_entropy(wide.logits, targets[picked], settings.temperature),
-        "retrieval": model.retrieval_loss(wide.encoder_output, wide_ids, n),
+        "single": _soft_cross_entropy(single_logits, targets[alone], settings.temperature),
+        "task": _soft_cross_entropy(wide_logits, targets[picked], settings.temperature),
+        "retrieval": model.retrieval_loss(wide),
         # Over the goal's own spread: 1 is no better than guessing the mean.
         "states": miss / goal[tokens].var(),
     }

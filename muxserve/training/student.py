@@ -77,7 +77,7 @@ def cut_student(
         )
     pretrained = BertModel.from_pretrained(base, add_pooling_layer=False).state_dict()
     student = MuxBertForSequenceClassification(config)
-    state = student.bert.state_dict()
+    state = student.backbone.state_dict()
     for key in state:
         source = key
         if key.startswith("encoder.layer."):
@@ -89,7 +89,7 @@ def cut_student(
         elif key == "embeddings.position_embeddings.weight":
             value = value[: config.max_position_embeddings]
         state[key] = value
-    student.bert.load_state_dict(state)
+    student.backbone.load_state_dict(state)
     signs = torch.randint(0, 2, (config.num_instances, config.hidden_size)) * 2.0 - 1.0
     signs[0] = 1
     parts = student.multiplexer, student.demultiplexer

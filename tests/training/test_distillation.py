@@ -78,8 +78,7 @@ def test_training_teaches_which_token_a_slot_holds(rows, targets, tmp_path, n):
         torch.manual_seed(0)
         model.eval()
         with torch.inference_mode():
-            encoded = model(ids, num_instances=n).encoder_output
-            return float(model.retrieval_loss(encoded, ids, n))
+            return float(model.retrieval_loss(model.encode(ids, num_instances=n)))
 
     before = retrieval_loss()
     distill(model, rows, targets, FAST, tmp_path / "x.pt")

@@ -176,9 +176,9 @@ def test_the_split_first_layer_equals_the_concatenation(n, seed):
 def test_retrieval_ignores_padding(paper_model):
     ids, _ = batch(5, 2, 8, 0)
     with torch.inference_mode():
-        encoded = paper_model(ids).encoder_output
-        _, labels = paper_model.retrieval_logits(encoded, ids, 5)
-    assert len(labels) < encoded.shape[0] * encoded.shape[1]
+        encoded = paper_model.encode(ids)
+        _, labels = paper_model.retrieval_logits(encoded)
+    assert len(labels) < encoded.states.shape[0] * encoded.states.shape[1]
     assert (labels != 0).all()
 
 
@@ -237,7 +237,7 @@ def test_labels_of_another_shape_are_refused(model):
 def test_retrieval_without_its_head_is_refused(model):
     ids, mask = batch(2, 1, 8, 0)
     with pytest.raises(ValueError, match="no retrieval head"):
-        model.retrieval_loss(model(ids, mask, num_instances=2).encoder_output, ids, 2)
+        model.retrieval_loss(model.encode(ids, mask, 2))
 
 
 @pytest.mark.parametrize(
