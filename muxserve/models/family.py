@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,6 +27,8 @@ from muxserve.models.config import MuxConfig
 from muxserve.models.official import is_official
 
 FAMILY_FILE = "family.json"
+#: Model types whose positions start after the padding id, so that the table has fewer for tokens.
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class Quality(BaseModel):
@@ -123,7 +125,7 @@ class Family:
         spec = read_spec(folder)
         wanted = _wanted_members(spec, widths, folder)
         tokenizer = _read_tokenizer(folder / spec.tokenizer)
-        configs = _check_members(wanted, spec, folder)
+        configs = _check_members(wanted, spec, folder, tokenizer)
         loaded = {path: _load_member(folder / path, config) for path, config in configs.items()}
         models = {member.num_instances: loaded[member.path] for member in wanted}
         return cls(spec, tokenizer, models)
@@ -137,8 +139,8 @@ def check_family(family: str | Path) -> FamilySpec:
     """
     folder = resolve(family)
     spec = read_spec(folder)
-    _read_tokenizer(folder / spec.tokenizer)
-    _check_members(spec.members, spec, folder)
+    tokenizer = _read_tokenizer(folder / spec.tokenizer)
+    _check_members(spec.members, spec, folder, tokenizer)
     return spec
 
 
@@ -173,13 +175,25 @@ def resolve(family: str | Path) -> Path:
     if (Path(family) / "config.json").is_file():
         config = json.loads((Path(family) / "config.json").read_text())
         if is_official(config):
-            raise FamilyError(
-                f"{family} is an official MUX-PLM checkpoint, not yet converted: its model_type "
-                f"says plain {config['model_type']!r}, but it has muxing keys"
-            )
+            raise FamilyError(_unconverted(family, config))
     raise FamilyError(
         f"no family {str(family)!r}: expected a folder with {FAMILY_FILE}, or one of "
         f"{', '.join(shipped_families()) or 'no shipped families'}"
+    )
+
+
+def usable_positions(config: PreTrainedConfig) -> int:
+    """Tokens that a plain model's position table has room for."""
+    positions = int(config.max_position_embeddings)
+    if config.model_type in COUNT_FROM_PADDING:
+        positions -= int(config.pad_token_id) + 1
+    return positions
+
+
+def _unconverted(folder: str | Path, config: dict[str, Any]) -> str:
+    return (
+        f"{folder} is an official MUX-PLM checkpoint, not yet converted: its model_type says plain "
+        f"{config['model_type']!r}, but it has muxing keys; run: muxserve convert {folder} FAMILY"
     )
 
 
@@ -225,7 +239,7 @@ def _read_tokenizer(file: Path) -> Tokenizer:
 
 
 def _check_members(
-    members: Sequence[Member], spec: FamilySpec, folder: Path
+    members: Sequence[Member], spec: FamilySpec, folder: Path, tokenizer: Tokenizer
 ) -> dict[str, PreTrainedConfig]:
     """Check members against their checkpoints; the config of each checkpoint, by its path."""
     configs: dict[str, PreTrainedConfig] = {}
@@ -233,6 +247,22 @@ def _check_members(
         if member.path not in configs:
             configs[member.path] = _check_checkpoint(folder / member.path)
         _check_member(configs[member.path], member, spec, folder)
+    pieces = tokenizer.get_vocab_size()
+    for path, config in configs.items():
+        file = folder / path / "config.json"
+        if config.vocab_size < pieces:
+            raise FamilyError(
+                f"{file}: field vocab_size: {config.vocab_size:,}, but the family's tokenizer has "
+                f"{pieces:,} pieces",
+                field="vocab_size",
+            )
+        first = next(iter(configs.values()))
+        if (config.pad_token_id or 0) != (first.pad_token_id or 0):
+            raise FamilyError(
+                f"{file}: field pad_token_id: {config.pad_token_id}, but another member has "
+                f"{first.pad_token_id}",
+                field="pad_token_id",
+            )
     return configs
 
 
@@ -249,6 +279,9 @@ def _check_checkpoint(folder: Path) -> PreTrainedConfig:
         if not (folder / name).is_file():
             raise FamilyError(f"{folder / name}: missing (field members.path of {FAMILY_FILE})")
     try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if is_official(stored):
+            raise FamilyError(_unconverted(folder, stored))
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             expected = AutoModelForSequenceClassification.from_config(config).state_dict()
@@ -291,15 +324,16 @@ def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, fo
             f"{config.num_labels} labels",
             field="labels",
         )
-    most = config.max_position_embeddings
     if isinstance(config, MuxConfig):
-        most = min(most, config.trained_length)
+        most = config.trained_length
         if config.padding == "max_length" and spec.max_length != config.trained_length:
             raise FamilyError(
                 f"{folder / FAMILY_FILE}: field max_length: these weights must be served at the "
                 f"length they were trained with, {config.trained_length}; got {spec.max_length}",
                 field="max_length",
             )
+    else:
+        most = usable_positions(config)
     if spec.max_length > most:
         raise FamilyError(
             f"{folder / FAMILY_FILE}: field max_length: {spec.max_length} is over the {most} "

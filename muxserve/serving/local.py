@@ -3,7 +3,6 @@
 Starts a Ray of its own and stops it again; it never joins a cluster that runs already.
 """
 
-import os
 import signal
 import socket
 from collections.abc import Callable
@@ -26,8 +25,6 @@ def serve_until_stopped(
         port: HTTP port.
         on_ready: called once requests would be answered.
     """
-    # Ray's own default for a Ray that it starts; said outright, it needs no warning.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     stop = Event()
     try:
         ray.init(address="local", include_dashboard=False, log_to_driver=False)

@@ -1,0 +1,162 @@
+"""``muxserve families | evaluate | convert``: what families there are, measured and made."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from muxserve.cli.app import JsonOption, app, table, told_in_one_line
+
+if TYPE_CHECKING:
+    from muxserve.training.evaluation import Measured
+
+
+@app.command()
+@told_in_one_line()
+def families(as_json: JsonOption = False) -> None:
+    """List the families that the package ships, with their measured quality.
+
+    \b
+    Examples:
+      muxserve families
+      muxserve families --json
+    """
+    from muxserve.models.family import read_spec, resolve, shipped_families
+
+    specs = [read_spec(resolve(name)) for name in shipped_families()]
+    if as_json:
+        typer.echo(json.dumps([spec.model_dump(mode="json") for spec in specs], indent=2))
+        return
+    for spec in specs:
+        typer.echo(f"{spec.name}: {spec.task}, {' | '.join(spec.labels)}, {spec.max_length} tokens")
+        rows = [("N", "quality", "flip rate", "measured on")]
+        for member in spec.members:
+            quality = member.quality
+            rows.append(
+                (
+                    str(member.num_instances),
+                    _quality(quality.metric, quality.value, quality.std) if quality else "-",
+                    "-" if member.flip_rate is None else f"{member.flip_rate:.1%}",
+                    f"{quality.dataset} ({quality.examples:,})" if quality else "-",
+                )
+            )
+        typer.echo(table(rows))
+
+
+@app.command()
+@told_in_one_line()
+def evaluate(
+    family: Annotated[str, typer.Argument(help="A shipped family's name, or a folder.")],
+    data: Annotated[Path, typer.Option(help="CSV (with a header) or JSONL of labelled texts.")],
+    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column of the label names.")] = "label",
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of the data set; by default the file's name.")
+    ] = None,
+    groupings: Annotated[
+        int, typer.Option(min=2, help="Random groupings that each N is measured over.")
+    ] = 5,
+    write: Annotated[
+        bool, typer.Option("--write", help="Store the figures in the family's family.json.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a family's quality and flip rate at each N on labelled texts.
+
+    \b
+    Examples:
+      muxserve evaluate sentiment --data reviews.csv
+      muxserve evaluate ./my-family --data test.jsonl --label-column stars --write
+    """
+    from muxserve.models.family import Family, read_spec, resolve, write_spec
+    from muxserve.training.data import read_labelled
+    from muxserve.training.evaluation import evaluate_family
+
+    folder = resolve(family)
+    texts = read_labelled(
+        data, read_spec(folder).labels, text_column=text_column, label_column=label_column
+    )
+    loaded = Family.load(folder)
+    measured = evaluate_family(
+        loaded, texts, dataset or data.name, groupings=groupings, progress=sys.stderr.isatty()
+    )
+    if as_json:
+        typer.echo(json.dumps([_measured_as_dict(one) for one in measured], indent=2))
+    else:
+        rows = [("N", "quality", "flip rate")]
+        rows += [
+            (
+                str(one.num_instances),
+                _quality(one.quality.metric, one.quality.value, one.quality.std),
+                f"{one.flip_rate:.1%}",
+            )
+            for one in measured
+        ]
+        typer.echo(table(rows))
+    if write:
+        by_n = {one.num_instances: one for one in measured}
+        for member in loaded.spec.members:
+            if member.num_instances in by_n:
+                member.quality = by_n[member.num_instances].quality
+                member.flip_rate = by_n[member.num_instances].flip_rate
+        write_spec(folder, loaded.spec)
+        typer.echo(f"written to {folder / 'family.json'}", err=True)
+
+
+def _measured_as_dict(one: "Measured") -> dict[str, Any]:
+    return {
+        "num_instances": one.num_instances,
+        "quality": one.quality.model_dump(mode="json"),
+        "flip_rate": one.flip_rate,
+    }
+
+
+def _quality(metric: str, value: float, std: float) -> str:
+    return f"{metric} {value:.4f} ± {std:.4f}"
+
+
+@app.command()
+@told_in_one_line()
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A folder with a checkpoint, or a model's name on the hub.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the family; a new one, or one to widen.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder, tokenizer.json or hub name; by default the checkpoint's own."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Label names in the order of the logits, with commas between."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a checkpoint a member of a family that muxserve serves.
+
+    Official MUX-PLM checkpoints (princeton-nlp/mux...) are converted; a plain BERT, ELECTRA,
+    RoBERTa or DistilBERT classifier becomes the N=1 member as it is. Pre-trained and token
+    checkpoints are converted too, for training; they are not served.
+
+    \b
+    Examples:
+      muxserve convert princeton-nlp/muxbert_base_sst2_gaussian_hadamard_index_pos_5 sst2/ \\
+        --tokenizer bert-base-uncased --labels negative,positive
+      muxserve convert ./my-bert-classifier sst2/
+      muxserve serve --family sst2/
+    """
+    from muxserve.models.convert import convert as convert_checkpoint
+
+    names = [name.strip() for name in labels.split(",")] if labels is not None else None
+    made = convert_checkpoint(source, out, tokenizer=tokenizer, labels=names)
+    if as_json:
+        typer.echo(json.dumps(made.as_dict(), indent=2))
+        return
+    typer.echo(f"{made.kind}, N={made.num_instances}, written to {made.folder}")
+    if made.served:
+        typer.echo(f"  muxserve serve --family {out}")
+        typer.echo(f"  muxserve evaluate {out} --data labelled.csv --write")
+    else:
+        typer.echo("  not a sentence classifier, so it is not served: train it further first")

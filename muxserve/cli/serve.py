@@ -1,0 +1,65 @@
+"""``muxserve serve``: a family over HTTP with Ray Serve, until Ctrl-C."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from muxserve.cli.app import FamilyOption, app, told_in_one_line
+from muxserve.errors import InvalidInput
+
+
+@app.command()
+@told_in_one_line()
+def serve(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any setting of the app, as in `serve run`."),
+    ] = None,
+    family: FamilyOption = "sentiment",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="HTTP port.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve a family over HTTP with Ray Serve, until Ctrl-C or SIGTERM.
+
+    \b
+    Examples:
+      muxserve serve
+      muxserve serve --family ./my-family --port 9000
+      muxserve serve --host 0.0.0.0 engine.latency_target_ms=20
+    """
+    # Ray's own default for a Ray that it starts; said outright, it needs no warning. Ray reads it
+    # once, when it is imported.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        from muxserve.serving.app import build_app
+        from muxserve.serving.config import ServeConfig
+        from muxserve.serving.local import check_port_is_free, serve_until_stopped
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
+
+    check_port_is_free(host, port)
+    values = dict(_key_value(setting) for setting in settings or [])
+    built = build_app(ServeConfig.model_validate({"family": family, **values}))
+    typer.echo(f"starting {family} on http://{host}:{port} ...", err=True)
+    serve_until_stopped(built, host, port, lambda: typer.echo(_how_to_ask(host, port)))
+    typer.echo("stopped", err=True)
+
+
+def _key_value(setting: str) -> tuple[str, str]:
+    key, equals, value = setting.partition("=")
+    if not key or not equals:
+        raise InvalidInput(f"settings are given as key=value, got {setting!r}")
+    return key, value
+
+
+def _how_to_ask(host: str, port: int) -> str:
+    shown = "127.0.0.1" if host == "0.0.0.0" else host
+    url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return (
+        f"ready on {url} (docs: {url}/docs; Ctrl-C stops)\n"
+        f"  curl -s {url}/predict -H 'content-type: application/json' \\\n"
+        f'    -d \'{{"inputs": "A moving, beautifully shot film."}}\''
+    )

@@ -1,0 +1,305 @@
+"""A checkpoint in, a member of a family out: official MUX-PLMs and plain classifiers.
+
+Read from a folder or from the Hugging Face hub; pickled weights are read as tensors only. Nothing
+is left half-written: files are made under a temporary name and ``family.json`` comes last.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.modeling_utils import PreTrainedModel
+
+from muxserve.errors import FamilyError
+from muxserve.models.config import MuxConfig
+from muxserve.models.family import (
+    FAMILY_FILE,
+    FamilySpec,
+    Member,
+    check_family,
+    read_spec,
+    usable_positions,
+    write_spec,
+)
+from muxserve.models.official import is_official, load_official
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What ``convert`` made.
+
+    Attributes:
+        kind: what the checkpoint is, in words.
+        num_instances: its N.
+        folder: where its weights were written.
+        served: whether it is a member of a family now (sentence classifiers are).
+    """
+
+    kind: str
+    num_instances: int
+    folder: Path
+    served: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def convert(
+    source: str,
+    out: Path,
+    *,
+    tokenizer: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Converted:
+    """Make a checkpoint a member of the family in folder ``out``, a new one or one that is there.
+
+    Args:
+        source: a folder, or a model's name on the hub.
+        out: the family's folder.
+        tokenizer: folder, ``tokenizer.json`` or hub name; by default the checkpoint's own.
+        labels: label names in the order of the logits; by default the checkpoint's own.
+
+    Raises:
+        FamilyError: for a checkpoint that cannot be read or served, or does not fit the family.
+    """
+    folder = _fetch(source, (*WEIGHTS, "*.json", "*.txt", "*.model"))
+    config = _read_config(folder)
+    if is_official(config):
+        kind = f"official {config['architectures'][0]}" if config.get("architectures") else "?"
+        try:
+            model: PreTrainedModel = load_official(config, _read_state(folder))
+        except ValueError as error:
+            raise FamilyError(f"{folder}: {error}") from None
+    else:
+        model = _plain_classifier(folder, config)
+        kind = f"plain {type(model).__name__}"
+    n = model.config.num_instances if isinstance(model.config, MuxConfig) else 1
+    served = type(model).__name__.endswith("ForSequenceClassification")
+
+    if not served:
+        if labels is not None:
+            raise FamilyError(f"{folder}: labels are for sentence classifiers; this is a {kind}")
+        if (out / "config.json").exists() or (out / FAMILY_FILE).exists():
+            raise FamilyError(f"{out}: there is a model already; choose another folder")
+        made = None if tokenizer is None else _read_tokenizer(tokenizer, model)
+        _write(model, out, made)
+        return Converted(kind, n, out, served)
+
+    names = _label_names(model, labels, folder)
+    if (out / FAMILY_FILE).exists():
+        if tokenizer is not None:
+            raise FamilyError(f"{out}: the family has its tokenizer; leave --tokenizer out")
+        _widen(out, model, n, names)
+    elif out.exists() and any(out.iterdir()):
+        raise FamilyError(f"{out}: not empty and no family; choose another folder")
+    else:
+        _new_family(out, model, n, names, _read_tokenizer(tokenizer or str(folder), model))
+    return Converted(kind, n, out / _member_folder(n), served)
+
+
+def _fetch(source: str, patterns: Sequence[str]) -> Path:
+    """``source`` as a folder: one that is here, or the hub's files."""
+    if Path(source).is_dir():
+        return Path(source)
+    if Path(source).exists():
+        raise FamilyError(f"{source}: expected a folder with config.json and weights, got a file")
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(patterns)))
+    except HFValidationError:
+        raise FamilyError(f"{source}: no such folder, and no name of a model either") from None
+    except (HfHubHTTPError, OSError) as error:
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FamilyError(
+            f"{source}: no such folder here, and the hub did not give it: {why}"
+        ) from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FamilyError(f"{file}: missing; expected the folder of a checkpoint") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FamilyError(f"{file}: not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise FamilyError(f"{file}: not a JSON object")
+    return config
+
+
+def _read_state(folder: Path) -> dict[str, torch.Tensor]:
+    safe, pickled = (folder / name for name in WEIGHTS)
+    try:
+        if safe.is_file():
+            return load_file(safe)
+        state = torch.load(pickled, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FamilyError(f"{folder}: no weights; expected {' or '.join(WEIGHTS)}") from None
+    except SafetensorError as error:
+        raise FamilyError(f"{safe}: not a safetensors file: {error}") from None
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise FamilyError(f"{pickled}: refused, it is not tensors alone: {first}") from None
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise FamilyError(f"{pickled}: expected a dictionary of tensors")
+    return state
+
+
+def _plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+    architecture = (config.get("architectures") or ["(none)"])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise FamilyError(
+            f"{folder / 'config.json'}: field architectures: {architecture!r} is neither an "
+            "official MUX-PLM nor a sentence classifier",
+            field="architectures",
+        )
+    try:
+        model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+    except (ValueError, OSError, TypeError) as error:
+        raise FamilyError(f"{folder / 'config.json'}: {error}") from None
+    state = {k: v for k, v in _read_state(folder).items() if not k.endswith("position_ids")}
+    report = model.load_state_dict(state, strict=False)
+    tied = set(model.all_tied_weights_keys)
+    missing = [key for key in report.missing_keys if key not in tied]
+    for what, keys in (("lacks", missing), ("has unexpected", report.unexpected_keys)):
+        if keys:
+            raise FamilyError(f"{folder}: the checkpoint {what} {', '.join(sorted(keys)[:5])}")
+    return model.eval()
+
+
+def _label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
+    count = int(model.config.num_labels or 0)
+    names: dict[Any, str] = model.config.id2label or {}
+    own = [names[index] for index in range(count)]
+    if labels is None:
+        if own == [f"LABEL_{index}" for index in range(count)] and count > 1:
+            raise FamilyError(
+                f"{folder}: its {count} labels have no names; give them with --labels, in the "
+                "order of the logits",
+                field="labels",
+            )
+        return own
+    if len(labels) != count or len(set(labels)) != count or not all(labels):
+        raise FamilyError(
+            f"labels: expected {count} different names, got {', '.join(labels)}", field="labels"
+        )
+    return list(labels)
+
+
+def _read_tokenizer(source: str, model: PreTrainedModel) -> Tokenizer:
+    path = Path(source)
+    if path.is_file():
+        try:
+            made = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise FamilyError(f"{path}: not a tokenizer file: {error}", field="tokenizer") from None
+    else:
+        folder = _fetch(source, ("*.json", "*.txt", "*.model"))
+        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise FamilyError(
+                f"{folder}: no tokenizer; name one with --tokenizer (official MUX-BERT "
+                "checkpoints use bert-base-uncased)",
+                field="tokenizer",
+            )
+        try:
+            made = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+        except (ValueError, OSError, AttributeError) as error:
+            raise FamilyError(f"{folder}: its tokenizer cannot be read: {error}") from None
+    made.no_truncation()
+    made.no_padding()
+    if made.get_vocab_size() > model.config.vocab_size:
+        raise FamilyError(
+            f"{source}: the tokenizer has {made.get_vocab_size():,} pieces, the weights "
+            f"{model.config.vocab_size:,}: it is another model's",
+            field="tokenizer",
+        )
+    return made
+
+
+def _member_folder(n: int) -> str:
+    return f"n{n}"
+
+
+def _length(model: PreTrainedModel) -> int:
+    config = model.config
+    return config.trained_length if isinstance(config, MuxConfig) else usable_positions(config)
+
+
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """A checkpoint's folder, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save(str(Path(temporary) / "tokenizer.json"))
+        shutil.copytree(temporary, folder, dirs_exist_ok=True)
+
+
+def _new_family(
+    out: Path, model: PreTrainedModel, n: int, labels: list[str], tokenizer: Tokenizer
+) -> None:
+    spec = FamilySpec(
+        name=out.resolve().name,
+        task="sequence-classification",
+        problem_type=_problem_type(model),
+        labels=labels,
+        max_length=_length(model),
+        members=[Member(num_instances=n, path=_member_folder(n))],
+    )
+    _write(model, out / _member_folder(n))
+    tokenizer.save(str(out / "tokenizer.json"))
+    write_spec(out, spec)
+    check_family(out)
+
+
+def _widen(out: Path, model: PreTrainedModel, n: int, labels: list[str]) -> None:
+    """Add a member to a family that is there, or change nothing."""
+    spec = read_spec(out)
+    if n in [member.num_instances for member in spec.members]:
+        raise FamilyError(f"{out / FAMILY_FILE}: there is a member with N={n} already")
+    if labels != spec.labels:
+        raise FamilyError(
+            f"{out / FAMILY_FILE}: field labels: the family has {', '.join(spec.labels)}; this "
+            f"checkpoint has {', '.join(labels)}",
+            field="labels",
+        )
+    # Only a plain model may be served at another length than its own, and only at a shorter one.
+    if isinstance(model.config, MuxConfig):
+        spec.max_length = min(spec.max_length, model.config.trained_length)
+    member = Member(num_instances=n, path=_member_folder(n))
+    spec.members = sorted([*spec.members, member], key=lambda one: one.num_instances)
+    folder = out / member.path
+    if folder.exists():
+        raise FamilyError(f"{folder}: in the way; {FAMILY_FILE} does not name it")
+    before = read_spec(out)
+    _write(model, folder)
+    try:
+        write_spec(out, spec)
+        check_family(out)
+    except FamilyError:
+        write_spec(out, before)
+        shutil.rmtree(folder)
+        raise
+
+
+def _problem_type(model: PreTrainedModel) -> Any:
+    """The checkpoint's, or what ``transformers`` makes of the number of labels."""
+    if model.config.problem_type is not None:
+        return model.config.problem_type
+    return "regression" if model.config.num_labels == 1 else "single_label_classification"
