@@ -12,8 +12,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from muxserve import __version__
+from tests.conftest import tiny_tokenizer
 
 ENVIRONMENT = {
     **os.environ,
@@ -51,7 +53,7 @@ def test_version_and_help_answer_without_loading_torch():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["classify", "serve", "families", "evaluate"])
+@pytest.mark.parametrize("command", ["classify", "serve", "families", "evaluate", "convert"])
 def test_every_command_has_examples_in_its_help(command):
     done = muxserve(command, "--help")
     assert done.returncode == 0
@@ -225,3 +227,39 @@ def test_serve_answers_until_it_is_told_to_stop(family):
     assert server.returncode == 0
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "stopped"
+
+
+def test_convert_makes_a_family_that_the_other_commands_take(tmp_path):
+    config = BertConfig(
+        vocab_size=80,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    source, out = tmp_path / "source", tmp_path / "out"
+    BertForSequenceClassification(config).save_pretrained(source)
+    tiny_tokenizer().save(str(source / "tokenizer.json"))
+
+    unnamed = muxserve("convert", str(source), str(out))
+    assert unnamed.returncode == 2
+    assert "its 2 labels have no names; give them with --labels" in unnamed.stderr
+    assert len(unnamed.stderr.splitlines()) == 1
+    assert not out.exists()
+
+    made = muxserve("convert", str(source), str(out), "--labels", "down, up", "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout) == {
+        "kind": "plain BertForSequenceClassification",
+        "num_instances": 1,
+        "folder": str(out / "n1"),
+        "served": True,
+    }
+    assert made.stderr == ""
+    answered = muxserve("classify", "--family", str(out), "a good film")
+    assert answered.stdout.split()[0] in {"down", "up"}
+
+    twice = muxserve("convert", str(source), str(out), "--labels", "down,up")
+    assert twice.returncode == 2
+    assert "there is a member with N=1 already" in twice.stderr

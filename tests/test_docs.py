@@ -1,5 +1,9 @@
 """What the docs say of settings and errors is what the code says."""
 
+import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +16,9 @@ from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.schemas import PredictRequest
 
-SERVING = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+ROOT = Path(__file__).parents[1]
+SERVING = (ROOT / "docs" / "serving.md").read_text()
+MODELS = (ROOT / "docs" / "models.md").read_text()
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -49,10 +55,9 @@ def test_every_field_of_predict_is_documented():
 
 
 def test_the_quality_tables_are_the_measured_figures():
-    root = Path(__file__).parents[1]
     spec = read_spec(resolve("sentiment"))
-    card = root / "muxserve" / "families" / "sentiment" / "README.md"
-    for page in (root / "README.md", root / "docs" / "training.md", card):
+    card = ROOT / "muxserve" / "families" / "sentiment" / "README.md"
+    for page in (ROOT / "README.md", ROOT / "docs" / "training.md", card):
         text = page.read_text()
         for member in spec.members:
             assert member.quality is not None
@@ -62,3 +67,44 @@ def test_the_quality_tables_are_the_measured_figures():
                 f"{100 * member.quality.std:.1f} % | {100 * member.flip_rate:.1f} % |"
             )
             assert row in text, f"{page.name} lacks {row}"
+
+
+def test_the_table_of_forwards_is_the_committed_run():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "forward.json").read_text())["rows"]
+    assert len(rows) == 20
+    for row in rows:
+        name = "plain" if row["network"] == "plain" else row["num_instances"]
+        line = (
+            f"| {row['size']} | {row['length']} | {name} | {row['texts_per_s']:,.0f} | "
+            f"{row['gain_over_plain']:.2f} | {row['flops_per_s'] / 1e9:,.0f} |"
+        )
+        assert line in MODELS
+
+
+def test_the_example_of_a_model_runs():
+    (snippet,) = re.findall(r"<!-- test: models -->\n```python\n(.*?)```", MODELS, flags=re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "torch.Size([10, 16, 9])\n"
+
+
+def test_the_benchmark_of_a_forward_runs_without_ray(tmp_path):
+    """At one small size, for one repeat: that it runs, not what it measures."""
+    hide_ray = "import sys; sys.modules['ray'] = None; import runpy; "
+    script = f"{hide_ray} runpy.run_path('benchmarks/forward.py', run_name='__main__')"
+    out = tmp_path / "forward.json"
+    options = ["--sizes", "shipped", "--lengths", "16", "--repeats", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["num_instances"] for row in rows] == [1, 1, 2, 5, 10]
+    assert all(row["texts_per_s"] > 0 and row["flops_per_s"] > 0 for row in rows)

@@ -3,12 +3,14 @@
 import os
 import platform
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 
 def describe() -> dict[str, str]:
-    """Processor, cores, versions and date."""
+    """Processor, cores, accelerator, versions and date."""
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -16,12 +18,17 @@ def describe() -> dict[str, str]:
             if line.startswith("model name"):
                 processor = line.split(":", 1)[1].strip()
                 break
-    return {
+    machine = {
         "processor": processor,
         "cores": str(os.cpu_count()),
         "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "ray": version("ray"),
         "date": date.today().isoformat(),
     }
+    if torch.cuda.is_available():
+        machine["accelerator"] = torch.cuda.get_device_name()
+    for package in ("torch", "transformers", "ray"):
+        try:
+            machine[package] = version(package)
+        except PackageNotFoundError:
+            machine[package] = "not installed"
+    return machine

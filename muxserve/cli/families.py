@@ -147,8 +147,12 @@ def convert(
       muxserve convert ./my-bert-classifier sst2/
       muxserve serve --family sst2/
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from muxserve.models.convert import convert as convert_checkpoint
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     names = [name.strip() for name in labels.split(",")] if labels is not None else None
     made = convert_checkpoint(source, out, tokenizer=tokenizer, labels=names)
     if as_json:

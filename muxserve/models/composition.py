@@ -145,17 +145,34 @@ class MuxPreTrainedModel(PreTrainedModel):
             mask = torch.cat([torch.ones_like(before), mask], dim=1)
             if token_type_ids is not None:
                 token_type_ids = torch.cat([torch.zeros_like(before), token_type_ids], dim=1)
+        muxed = self.mix(ids, mask, n, token_type_ids)
+        # A prefix ends with the token that a head reads.
+        states = self.encode_mixture(muxed, mask, n, length if read and length else read)
+        return Encoded(n, input_ids, attention_mask, length, muxed, states)
+
+    def mix(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        n: int,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed [B, L'] token ids, prefix included, and multiplex them: [G, L', E]."""
         embedded = self.backbone.embeddings(input_ids=ids, token_type_ids=token_type_ids)
         slots = mask.view(-1, n, mask.shape[1])
-        muxed = self.multiplexer(embedded.view(*slots.shape, embedded.shape[-1]), slots)
-        states = encode(
-            self.backbone,
-            inputs_embeds=muxed,
-            mask=slots.amax(dim=1) if self.config.encoder_mask == "union" else None,
-            # A prefix ends with the token that a head reads.
-            read=read if read is None or not length else length,
+        muxed: torch.Tensor = self.multiplexer(
+            embedded.view(*slots.shape, embedded.shape[-1]), slots
         )
-        return Encoded(n, input_ids, attention_mask, length, muxed, states)
+        return muxed
+
+    def encode_mixture(
+        self, muxed: torch.Tensor, mask: torch.Tensor, n: int, read: int | None = None
+    ) -> torch.Tensor:
+        """Encode a mixture [G, L', E] whose slots have ``mask`` [B, L']; see ``encode``."""
+        union = None
+        if self.config.encoder_mask == "union":
+            union = mask.view(-1, n, mask.shape[1]).amax(dim=1)
+        return encode(self.backbone, inputs_embeds=muxed, mask=union, read=read)
 
     def separate(self, encoded: Encoded, *, first_only: bool = False) -> torch.Tensor:
         """Per-slot states [B, positions, H]: at every token, or where a sentence head reads."""

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -153,8 +152,8 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
         raise FamilyError(f"{folder}: no weights; expected {' or '.join(WEIGHTS)}") from None
     except SafetensorError as error:
         raise FamilyError(f"{safe}: not a safetensors file: {error}") from None
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        first = str(error).strip().splitlines()[0]
+    except Exception as error:  # a file that is no pickle makes the reader raise anything
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FamilyError(f"{pickled}: refused, it is not tensors alone: {first}") from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise FamilyError(f"{pickled}: expected a dictionary of tensors")
@@ -203,24 +202,25 @@ def _label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: P
 
 
 def _read_tokenizer(source: str, model: PreTrainedModel) -> Tokenizer:
-    path = Path(source)
-    if path.is_file():
-        try:
-            made = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise FamilyError(f"{path}: not a tokenizer file: {error}", field="tokenizer") from None
-    else:
+    file = Path(source)
+    if not file.is_file():
         folder = _fetch(source, ("*.json", "*.txt", "*.model"))
+        file = folder / "tokenizer.json"
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             raise FamilyError(
                 f"{folder}: no tokenizer; name one with --tokenizer (official MUX-BERT "
                 "checkpoints use bert-base-uncased)",
                 field="tokenizer",
             )
-        try:
-            made = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-        except (ValueError, OSError, AttributeError) as error:
-            raise FamilyError(f"{folder}: its tokenizer cannot be read: {error}") from None
+    try:
+        # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
+        made = (
+            Tokenizer.from_file(str(file))
+            if file.is_file()
+            else AutoTokenizer.from_pretrained(file.parent).backend_tokenizer
+        )
+    except Exception as error:  # tokenizers raises bare Exception
+        raise FamilyError(f"{file}: not a tokenizer file: {error}", field="tokenizer") from None
     made.no_truncation()
     made.no_padding()
     if made.get_vocab_size() > model.config.vocab_size:

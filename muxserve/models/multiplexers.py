@@ -59,11 +59,11 @@ class Hadamard(Multiplexer):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         n = x.shape[1]
-        keys = self.instance_embedding[:n]
+        # Element-wise and a sum: as an einsum it would be permuted copies and tiny products.
+        keyed = x * self.instance_embedding[:n].unsqueeze(1)
         if not self.masked:
-            return torch.einsum("gnle,ne->gle", x, keys) / n
-        x = x * mask.to(x.dtype).unsqueeze(-1)
-        return torch.einsum("gnle,ne->gle", x, keys) / n**0.5
+            return keyed.mean(dim=1)
+        return (keyed * mask.to(x.dtype).unsqueeze(-1)).sum(dim=1) / n**0.5
 
 
 class GaussianHadamard(Hadamard):
