@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,9 +71,9 @@ def evaluate(
       muxserve evaluate sentiment --data reviews.csv
       muxserve evaluate ./my-family --data test.jsonl --label-column stars --write
     """
-    from muxserve.models.family import Family, read_spec, resolve, write_spec
+    from muxserve.models.family import Family, read_spec, resolve
     from muxserve.training.data import read_labelled
-    from muxserve.training.evaluation import evaluate_family
+    from muxserve.training.evaluation import evaluate_family, store_measured
 
     folder = resolve(family)
     texts = read_labelled(
@@ -82,35 +83,35 @@ def evaluate(
     measured = evaluate_family(
         loaded, texts, dataset or data.name, groupings=groupings, progress=sys.stderr.isatty()
     )
-    if as_json:
-        typer.echo(json.dumps([_measured_as_dict(one) for one in measured], indent=2))
-    else:
-        rows = [("N", "quality", "flip rate")]
-        rows += [
-            (
-                str(one.num_instances),
-                _quality(one.quality.metric, one.quality.value, one.quality.std),
-                f"{one.flip_rate:.1%}",
-            )
-            for one in measured
-        ]
-        typer.echo(table(rows))
+    print_measured(measured, as_json=as_json)
     if write:
-        by_n = {one.num_instances: one for one in measured}
-        for member in loaded.spec.members:
-            if member.num_instances in by_n:
-                member.quality = by_n[member.num_instances].quality
-                member.flip_rate = by_n[member.num_instances].flip_rate
-        write_spec(folder, loaded.spec)
+        store_measured(loaded.spec, measured, folder)
         typer.echo(f"written to {folder / 'family.json'}", err=True)
 
 
-def _measured_as_dict(one: "Measured") -> dict[str, Any]:
-    return {
-        "num_instances": one.num_instances,
-        "quality": one.quality.model_dump(mode="json"),
-        "flip_rate": one.flip_rate,
-    }
+def print_measured(measured: "Sequence[Measured]", *, as_json: bool) -> None:
+    """Measured members as a table, or as JSON."""
+    if as_json:
+        fields = [
+            {
+                "num_instances": one.num_instances,
+                "quality": one.quality.model_dump(mode="json"),
+                "flip_rate": one.flip_rate,
+            }
+            for one in measured
+        ]
+        typer.echo(json.dumps(fields, indent=2))
+        return
+    rows = [("N", "quality", "flip rate")]
+    rows += [
+        (
+            str(one.num_instances),
+            _quality(one.quality.metric, one.quality.value, one.quality.std),
+            f"{one.flip_rate:.1%}",
+        )
+        for one in measured
+    ]
+    typer.echo(table(rows))
 
 
 def _quality(metric: str, value: float, std: float) -> str:

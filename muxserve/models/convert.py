@@ -77,8 +77,8 @@ def convert(
     Raises:
         FamilyError: for a checkpoint that cannot be read or served, or does not fit the family.
     """
-    folder = _fetch(source, (*WEIGHTS, "*.json", "*.txt", "*.model"))
-    config = _read_config(folder)
+    folder = fetch(source, (*WEIGHTS, "*.json", "*.txt", "*.model"))
+    config = read_config(folder)
     if is_official(config):
         kind = f"official {config['architectures'][0]}" if config.get("architectures") else "?"
         try:
@@ -86,7 +86,7 @@ def convert(
         except ValueError as error:
             raise FamilyError(f"{folder}: {error}") from None
     else:
-        model = _plain_classifier(folder, config)
+        model = plain_classifier(folder, config)
         kind = f"plain {type(model).__name__}"
     n = model.config.num_instances if isinstance(model.config, MuxConfig) else 1
     served = type(model).__name__.endswith("ForSequenceClassification")
@@ -96,11 +96,11 @@ def convert(
             raise FamilyError(f"{folder}: labels are for sentence classifiers; this is a {kind}")
         if (out / "config.json").exists() or (out / FAMILY_FILE).exists():
             raise FamilyError(f"{out}: there is a model already; choose another folder")
-        made = None if tokenizer is None else _read_tokenizer(tokenizer, model)
+        made = None if tokenizer is None else read_tokenizer(tokenizer, model)
         _write(model, out, made)
         return Converted(kind, n, out, served)
 
-    names = _label_names(model, labels, folder)
+    names = label_names(model, labels, folder)
     if (out / FAMILY_FILE).exists():
         if tokenizer is not None:
             raise FamilyError(f"{out}: the family has its tokenizer; leave --tokenizer out")
@@ -108,12 +108,16 @@ def convert(
     elif out.exists() and any(out.iterdir()):
         raise FamilyError(f"{out}: not empty and no family; choose another folder")
     else:
-        _new_family(out, model, n, names, _read_tokenizer(tokenizer or str(folder), model))
+        _new_family(out, model, n, names, read_tokenizer(tokenizer or str(folder), model))
     return Converted(kind, n, out / _member_folder(n), served)
 
 
-def _fetch(source: str, patterns: Sequence[str]) -> Path:
-    """``source`` as a folder: one that is here, or the hub's files."""
+def fetch(source: str, patterns: Sequence[str]) -> Path:
+    """``source`` as a folder: one that is here, or the files of these patterns from the hub.
+
+    Raises:
+        FamilyError: where there is neither.
+    """
     if Path(source).is_dir():
         return Path(source)
     if Path(source).exists():
@@ -129,7 +133,8 @@ def _fetch(source: str, patterns: Sequence[str]) -> Path:
         ) from None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint's folder; FamilyError where it is missing or no JSON."""
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -160,7 +165,12 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+    """The ``transformers`` sentence classifier of a folder, in eval mode.
+
+    Raises:
+        FamilyError: for another architecture, or tensors that do not fit its config.
+    """
     architecture = (config.get("architectures") or ["(none)"])[0]
     if not architecture.endswith("ForSequenceClassification"):
         raise FamilyError(
@@ -182,7 +192,7 @@ def _plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
     return model.eval()
 
 
-def _label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
+def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
     count = int(model.config.num_labels or 0)
     names: dict[Any, str] = model.config.id2label or {}
     own = [names[index] for index in range(count)]
@@ -201,10 +211,15 @@ def _label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: P
     return list(labels)
 
 
-def _read_tokenizer(source: str, model: PreTrainedModel) -> Tokenizer:
+def read_tokenizer(source: str, model: PreTrainedModel) -> Tokenizer:
+    """The tokenizer of a folder, a ``tokenizer.json`` or a name on the hub, for ``model``.
+
+    Raises:
+        FamilyError: where there is none, or it has more pieces than the model.
+    """
     file = Path(source)
     if not file.is_file():
-        folder = _fetch(source, ("*.json", "*.txt", "*.model"))
+        folder = fetch(source, ("*.json", "*.txt", "*.model"))
         file = folder / "tokenizer.json"
         if not any((folder / name).is_file() for name in TOKENIZER_FILES):
             raise FamilyError(
@@ -257,7 +272,7 @@ def _new_family(
     spec = FamilySpec(
         name=out.resolve().name,
         task="sequence-classification",
-        problem_type=_problem_type(model),
+        problem_type=problem_type(model),
         labels=labels,
         max_length=_length(model),
         members=[Member(num_instances=n, path=_member_folder(n))],
@@ -298,7 +313,7 @@ def _widen(out: Path, model: PreTrainedModel, n: int, labels: list[str]) -> None
         raise
 
 
-def _problem_type(model: PreTrainedModel) -> Any:
+def problem_type(model: PreTrainedModel) -> Any:
     """The checkpoint's, or what ``transformers`` makes of the number of labels."""
     if model.config.problem_type is not None:
         return model.config.problem_type

@@ -39,13 +39,8 @@ def read_labelled(
     texts: list[str] = []
     classes: list[int] = []
     for line, row in _rows(path):
-        for column in (text_column, label_column):
-            if row.get(column) is None:
-                found = ", ".join(map(str, row)) or "none"
-                raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
-        text, label = str(row[text_column]), str(row[label_column])
-        if not text.strip():
-            raise ValueError(f"{path}, line {line}: the text is empty")
+        text = _column(path, line, row, text_column, empty="the text is empty")
+        label = _column(path, line, row, label_column, empty="the label is empty")
         if label not in ids:
             raise ValueError(
                 f"{path}, line {line}: unknown label {label!r}; known: {', '.join(labels)}"
@@ -57,7 +52,42 @@ def read_labelled(
     return LabelledTexts(texts, classes)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
+    """Read unlabelled texts: one per line of a .txt file, or a column of a CSV or JSONL file.
+
+    Blank lines of a .txt file are passed over.
+
+    Raises:
+        ValueError: naming the file and line, for a missing column, an empty text or bytes that are
+            not UTF-8.
+    """
+    if path.suffix == ".txt":
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
+        texts = [line for line in lines if line.strip()]
+    else:
+        texts = [
+            _column(path, line, row, text_column, empty="the text is empty")
+            for line, row in _rows(path, ".txt, .csv or .jsonl")
+        ]
+    if not texts:
+        raise ValueError(f"{path}: no texts")
+    return texts
+
+
+def _column(path: Path, line: int, row: dict[str, object], column: str, *, empty: str) -> str:
+    if row.get(column) is None:
+        found = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
+    value = str(row[column])
+    if not value.strip():
+        raise ValueError(f"{path}, line {line}: {empty}")
+    return value
+
+
+def _rows(path: Path, formats: str = ".csv or .jsonl") -> Iterator[tuple[int, dict[str, object]]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
@@ -74,7 +104,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 for row in reader:
                     yield reader.line_num, dict(row)
             else:
-                raise ValueError(f"{path}: expected a .csv or .jsonl file")
+                raise ValueError(f"{path}: expected a {formats} file")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
 
@@ -88,7 +118,11 @@ def checksum(texts: Sequence[str]) -> str:
 
 
 def pad_batch(
-    rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None
+    rows: Sequence[Sequence[int]],
+    pad_id: int,
+    length: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of token ids as ids and mask, both [B, length] int64; length defaults to the longest."""
     longest = length or max(len(row) for row in rows)
@@ -97,7 +131,7 @@ def pad_batch(
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
         mask[index, : len(row)] = 1
-    return ids, mask
+    return ids.to(device), mask.to(device)
 
 
 def near_length_batches(

@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from muxserve.models.family import Family, Quality, member_logits
+from muxserve.models.family import Family, FamilySpec, Quality, member_logits, write_spec
 from muxserve.training.data import LabelledTexts, checksum, pad_batch
 
 #: Partners are drawn among texts whose lengths differ by about this many tokens.
@@ -27,7 +28,7 @@ class Measured:
 
     Attributes:
         num_instances: N.
-        quality: accuracy, its mean and standard deviation over the groupings.
+        quality: share of right labels, its mean and standard deviation over the groupings.
         flip_rate: how often a prediction changes between two groupings.
     """
 
@@ -41,6 +42,7 @@ def evaluate_family(
     data: LabelledTexts,
     dataset_name: str,
     *,
+    metric: str = "accuracy",
     groupings: int = 5,
     progress: bool = True,
 ) -> list[Measured]:
@@ -50,6 +52,7 @@ def evaluate_family(
         family: a loaded family.
         data: texts with labels, in the family's order of labels.
         dataset_name: data set and split, as it is to be written down.
+        metric: what the share of right labels is called.
         groupings: random groupings, at least 2.
 
     Raises:
@@ -73,7 +76,7 @@ def evaluate_family(
         scores = [float((guess == labels).float().mean()) for guess in predictions]
         flips = [float((a != b).float().mean()) for a, b in itertools.pairwise(predictions)]
         quality = Quality(
-            metric="accuracy",
+            metric=metric,
             value=round(statistics.fmean(scores), 4),
             std=round(statistics.stdev(scores), 4),
             groupings=groupings,
@@ -85,6 +88,16 @@ def evaluate_family(
         measured.append(Measured(n, quality, round(statistics.fmean(flips), 4)))
     bar.close()
     return measured
+
+
+def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path) -> None:
+    """Write measured figures into the ``family.json`` of a folder."""
+    by_n = {one.num_instances: one for one in measured}
+    for member in spec.members:
+        if member.num_instances in by_n:
+            member.quality = by_n[member.num_instances].quality
+            member.flip_rate = by_n[member.num_instances].flip_rate
+    write_spec(folder, spec)
 
 
 @torch.inference_mode()
@@ -113,6 +126,6 @@ def grouped_predictions(
         fill = -len(picked) % n
         filled = picked + [picked[i % len(picked)] for i in range(fill)]
         pad_id = model.config.pad_token_id or 0
-        ids, mask = pad_batch([rows[i] for i in filled], pad_id, padded_length)
-        logits[picked] = member_logits(model, ids, mask, n)[: len(picked)]
+        ids, mask = pad_batch([rows[i] for i in filled], pad_id, padded_length, device=model.device)
+        logits[picked] = member_logits(model, ids, mask, n)[: len(picked)].cpu()
     return logits

@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field
 from torch.nn.functional import log_softmax, softmax
 from tqdm import tqdm
 
-from muxserve.models import MuxBertForSequenceClassification
 from muxserve.training.data import near_length_batches, pad_batch
+from muxserve.training.pretrained import Student
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class DistillSettings(BaseModel):
 
 
 def distill(
-    model: MuxBertForSequenceClassification,
+    model: Student,
     rows: Sequence[Sequence[int]],
     targets: torch.Tensor,
     settings: DistillSettings,
@@ -55,7 +55,7 @@ def distill(
     *,
     evaluate: Callable[[int], None] | None = None,
     evaluate_every: int = 500,
-) -> MuxBertForSequenceClassification:
+) -> Student:
     """Train every width of ``model`` on token ids ``rows`` towards ``targets`` [rows, labels].
 
     Args:
@@ -135,7 +135,7 @@ def _width_of_step(
 
 
 def _losses(
-    model: MuxBertForSequenceClassification,
+    model: Student,
     rows: Sequence[Sequence[int]],
     targets: torch.Tensor,
     picked: list[int],
@@ -145,9 +145,9 @@ def _losses(
     """Losses of one step: all of ``picked`` at N=n, and the first few of them at N=1 too."""
     pad_id = model.config.pad_token_id or 0
     alone = picked[: settings.single_texts]
-    ids, mask = pad_batch([rows[i] for i in alone], pad_id)
+    ids, mask = pad_batch([rows[i] for i in alone], pad_id, device=model.device)
     single = model.encode(ids, mask, 1)
-    wide_ids, wide_mask = pad_batch([rows[i] for i in picked], pad_id)
+    wide_ids, wide_mask = pad_batch([rows[i] for i in picked], pad_id, device=model.device)
     wide = model.encode(wide_ids, wide_mask, n)
     single_logits, _ = model.classify(single)
     wide_logits, separated = model.classify(wide)
@@ -157,8 +157,12 @@ def _losses(
     tokens = mask.bool()
     miss = (same - goal)[tokens].square().mean()
     return {
-        "single": _soft_cross_entropy(single_logits, targets[alone], settings.temperature),
-        "task": _soft_cross_entropy(wide_logits, targets[picked], settings.temperature),
+        "single": _soft_cross_entropy(
+            single_logits, targets[alone].to(model.device), settings.temperature
+        ),
+        "task": _soft_cross_entropy(
+            wide_logits, targets[picked].to(model.device), settings.temperature
+        ),
         "retrieval": model.retrieval_loss(wide),
         # Over the goal's own spread: 1 is no better than guessing the mean.
         "states": miss / goal[tokens].var(),
@@ -174,15 +178,10 @@ def _soft_cross_entropy(
     return -(goal * scores).sum(-1).mean() * temperature**2
 
 
-def _parameter_groups(
-    model: MuxBertForSequenceClassification, settings: DistillSettings
-) -> list[dict[str, object]]:
-    pretrained = [p for name, p in model.named_parameters() if name.startswith("bert.")]
-    new = [
-        p
-        for name, p in model.named_parameters()
-        if not name.startswith("bert.") and p.requires_grad
-    ]
+def _parameter_groups(model: Student, settings: DistillSettings) -> list[dict[str, object]]:
+    pretrained = list(model.backbone.parameters())
+    known = {id(p) for p in pretrained}
+    new = [p for p in model.parameters() if id(p) not in known and p.requires_grad]
     return [
         {"params": pretrained, "lr": settings.encoder_learning_rate},
         {"params": new, "lr": settings.new_learning_rate},
@@ -198,17 +197,22 @@ def _save(
 ) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    torch.save(
-        {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "rng": torch.get_rng_state(),
-        },
-        temporary,
-    )
-    os.replace(temporary, file)
+    try:
+        torch.save(
+            {
+                "step": step,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+            },
+            temporary,
+        )
+        os.replace(temporary, file)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch names a full disk by its own internals.
+        raise OSError(f"{file}: the state of the run could not be written: {error}") from error
 
 
 def _resume(
@@ -220,7 +224,7 @@ def _resume(
     """Load a saved state if there is one; the step to go on with."""
     if not file.exists():
         return 0
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

@@ -4,7 +4,6 @@ Teacher, soft labels, student and multiplexed distillation, each stage kept in t
 that a run that was stopped goes on with the stage it was in.
 """
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -14,15 +13,15 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
-from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
-from muxserve.models.family import FamilySpec, Member, write_spec
 from muxserve.training.data import LabelledTexts
+from muxserve.training.distillation import build_student, save_family
 from muxserve.training.evaluation import grouped_predictions
 from muxserve.training.multiplex import DistillSettings, distill
+from muxserve.training.pretrained import plain_encoder
 from muxserve.training.sentiment_data import LABELS, chunks, held_out, training_reviews
-from muxserve.training.student import cut_student, cut_tokenizer
+from muxserve.training.student import cut_tokenizer
 from muxserve.training.teacher import accuracy, fine_tune, soft_labels, token_ids
 
 log = logging.getLogger(__name__)
@@ -31,8 +30,6 @@ WIDTHS = [1, 2, 5, 10]
 LAYERS = [0, 2, 5]
 WORD_PIECES = 12_000
 MAX_LENGTH = 128
-#: Folder of the one set of weights that serves every N, in the family's.
-WEIGHTS = "weights"
 #: How much a whole review's label counts beside the teacher's logits for a piece of it.
 REVIEW_LABEL_LOGIT = 1.0
 
@@ -70,7 +67,14 @@ def train(
         Tokenizer.from_file(str(base / "tokenizer.json")), texts[:40_000], WORD_PIECES
     )
     torch.manual_seed(seed)
-    student = cut_student(base, _student_config(base, len(kept)), LAYERS, kept)
+    student = build_student(
+        plain_encoder(AutoModel.from_pretrained(base, add_pooling_layer=False)),
+        kept,
+        layers=LAYERS,
+        widths=WIDTHS,
+        max_length=MAX_LENGTH,
+        labels=LABELS,
+    )
     if start is not None:
         student.load_state_dict(torch.load(start, weights_only=True)["model"])
     rows = token_ids(tokenizer, texts, MAX_LENGTH)
@@ -97,56 +101,7 @@ def train(
         evaluate=evaluate,
         evaluate_every=1000,
     )
-    save_family(student, tokenizer, out)
-
-
-def save_family(model: MuxBertForSequenceClassification, tokenizer: Tokenizer, out: Path) -> None:
-    """Write a family folder: fp16 weights without the retrieval head, tokenizer, ``family.json``.
-
-    Its members carry no quality yet: the evaluation command measures and writes it.
-    """
-    config = MuxBertConfig.from_dict({**model.config.to_dict(), "retrieval_head": False})
-    lean = MuxBertForSequenceClassification(config)
-    lean.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
-    )
-    lean.half().save_pretrained(out / WEIGHTS)
-    tokenizer.no_truncation()
-    tokenizer.save(str(out / "tokenizer.json"))
-    members = [Member(num_instances=n, path=WEIGHTS) for n in WIDTHS]
-    spec = FamilySpec(
-        name="sentiment",
-        task="sequence-classification",
-        labels=list(LABELS),
-        max_length=MAX_LENGTH,
-        members=members,
-    )
-    write_spec(out, spec)
-
-
-def _student_config(base: Path, word_pieces: int) -> MuxBertConfig:
-    pretrained = json.loads((base / "config.json").read_text())
-    same = ("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "pad_token_id")
-    return MuxBertConfig(
-        **{key: pretrained[key] for key in same},
-        vocab_size=word_pieces,
-        num_hidden_layers=len(LAYERS),
-        max_position_embeddings=MAX_LENGTH,
-        trained_length=MAX_LENGTH,
-        hidden_dropout_prob=0.05,
-        attention_probs_dropout_prob=0.05,
-        num_instances=WIDTHS[-1],
-        widths=WIDTHS,
-        plain_single=True,
-        learn_muxing=True,
-        demuxing_variant="hadamard_gate",
-        pooling="mean",
-        classifier_head="dense",
-        retrieval_head=True,
-        retrieval_percentage=0.25,
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: index for index, name in enumerate(LABELS)},
-    )
+    save_family(student, tokenizer, out, name="sentiment")
 
 
 def _soft_targets(

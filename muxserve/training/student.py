@@ -1,21 +1,20 @@
-"""A student cut from a pretrained BERT: fewer layers, only the frequent word pieces, new parts.
+"""A student cut from a pretrained encoder: fewer layers, only the frequent word pieces, new parts.
 
-In: a folder with a BERT and its fast tokenizer. Out: a multiplexed BERT whose encoder and
-embeddings start from the pretrained ones, and a tokenizer for the smaller vocabulary.
+In: a plain encoder and its fast tokenizer. Out: a multiplexed model whose encoder and embeddings
+start from the pretrained ones, and a tokenizer for the smaller vocabulary.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import BertModel
 
-from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
+from muxserve.models import MuxBertConfig, MuxElectraConfig
 from muxserve.models.demultiplexers import HadamardGate
 from muxserve.models.multiplexers import GaussianHadamard
+from muxserve.training.pretrained import PlainEncoder, Student
 
 
 def cut_tokenizer(
@@ -31,8 +30,15 @@ def cut_tokenizer(
     Returns:
         The tokenizer of the smaller vocabulary, without padding or truncation, and the old id of
         each of its tokens, in order.
+
+    Raises:
+        ValueError: for a tokenizer of another kind.
     """
     spec = json.loads(tokenizer.to_str())
+    if spec["model"]["type"] != "WordPiece":
+        raise ValueError(
+            f"only a WordPiece vocabulary can be cut, this tokenizer is {spec['model']['type']}"
+        )
     vocabulary: dict[str, int] = spec["model"]["vocab"]
     counts: Counter[int] = Counter()
     for start in range(0, len(texts), 1000):
@@ -60,12 +66,21 @@ def cut_tokenizer(
 
 
 def cut_student(
-    base: Path, config: MuxBertConfig, layers: Sequence[int], kept: Sequence[int]
-) -> MuxBertForSequenceClassification:
-    """A multiplexed BERT that starts from some layers and word pieces of a pretrained one.
+    encoder: PlainEncoder,
+    config: MuxBertConfig | MuxElectraConfig,
+    layers: Sequence[int],
+    kept: Sequence[int],
+) -> Student:
+    """A multiplexed model that starts from some layers and word pieces of a pretrained one.
 
     Slot 0's key is all ones and the others are random signs, so that N=1 and the first slot start
     close to what the pretrained encoder knows, and keys are as far apart as random ones can be.
+
+    Args:
+        encoder: what it is cut from.
+        config: of the student, see ``PlainEncoder.config``.
+        layers: the layers kept, by number.
+        kept: the old id of each word piece, in order.
 
     Raises:
         ValueError: where config and the cut disagree on layers or vocabulary.
@@ -75,15 +90,14 @@ def cut_student(
             f"config has {config.num_hidden_layers} layers and {config.vocab_size} word pieces; "
             f"the cut keeps {len(layers)} and {len(kept)}"
         )
-    pretrained = BertModel.from_pretrained(base, add_pooling_layer=False).state_dict()
-    student = MuxBertForSequenceClassification(config)
+    student = encoder.student(config)
     state = student.backbone.state_dict()
     for key in state:
         source = key
         if key.startswith("encoder.layer."):
             _, _, index, rest = key.split(".", 3)
             source = f"encoder.layer.{layers[int(index)]}.{rest}"
-        value = pretrained[source]
+        value = encoder.state[source]
         if key == "embeddings.word_embeddings.weight":
             value = value[list(kept)]
         elif key == "embeddings.position_embeddings.weight":
@@ -92,9 +106,10 @@ def cut_student(
     student.backbone.load_state_dict(state)
     signs = torch.randint(0, 2, (config.num_instances, config.hidden_size)) * 2.0 - 1.0
     signs[0] = 1
-    parts = student.multiplexer, student.demultiplexer
-    if isinstance(parts[0], GaussianHadamard) and isinstance(parts[1], HadamardGate):
-        with torch.no_grad():
-            parts[0].instance_embedding.copy_(signs)
-            parts[1].gate_scale.copy_(signs)
+    multiplexer, demultiplexer = student.multiplexer, student.demultiplexer
+    with torch.no_grad():
+        if isinstance(multiplexer, GaussianHadamard):
+            multiplexer.instance_embedding.copy_(signs[:, : config.embedding_width])
+        if isinstance(demultiplexer, HadamardGate):
+            demultiplexer.gate_scale.copy_(signs)
     return student

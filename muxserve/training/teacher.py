@@ -82,8 +82,9 @@ def soft_labels(
     logits = torch.empty(len(rows), int(model.config.num_labels or 0))
     for start in tqdm(range(0, len(order), batch_size), desc="soft labels", unit="batch"):
         picked = order[start : start + batch_size]
-        ids, mask = pad_batch([rows[i] for i in picked], model.config.pad_token_id or 0)
-        logits[picked] = model(input_ids=ids, attention_mask=mask).logits
+        pad_id = model.config.pad_token_id or 0
+        ids, mask = pad_batch([rows[i] for i in picked], pad_id, device=model.device)
+        logits[picked] = model(input_ids=ids, attention_mask=mask).logits.float().cpu()
     return logits
 
 

@@ -6,8 +6,9 @@ from transformers import BertConfig, BertModel
 
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.models.family import Family
+from muxserve.training.distillation import save_family
 from muxserve.training.multiplex import DistillSettings, distill
-from muxserve.training.sentiment import save_family
+from muxserve.training.pretrained import plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer
 from tests.conftest import PIECES, tiny_config, tiny_tokenizer
 
@@ -85,10 +86,8 @@ def test_training_teaches_which_token_a_slot_holds(rows, targets, tmp_path, n):
     assert retrieval_loss() < 0.8 * before
 
 
-def test_a_saved_family_loads_and_serves_every_width(rows, tmp_path, monkeypatch):
-    monkeypatch.setattr("muxserve.training.sentiment.WIDTHS", [1, 2, 5])
-    monkeypatch.setattr("muxserve.training.sentiment.MAX_LENGTH", 32)
-    save_family(learner(), tiny_tokenizer(), tmp_path)
+def test_a_saved_family_loads_and_serves_every_width(rows, tmp_path):
+    save_family(learner(), tiny_tokenizer(), tmp_path, name="tiny")
     family = Family.load(tmp_path)
     assert family.widths == [1, 2, 5]
     assert family.spec.labels == ["negative", "positive"]
@@ -111,7 +110,7 @@ def test_a_tokenizer_that_keeps_everything_is_unchanged():
     assert tokenizer.encode(TEXTS[0]).ids == tiny_tokenizer().encode(TEXTS[0]).ids
 
 
-def test_a_student_starts_from_the_layers_and_pieces_that_were_kept(tmp_path):
+def test_a_student_starts_from_the_layers_and_pieces_that_were_kept():
     torch.manual_seed(0)
     base = BertModel(
         BertConfig(
@@ -123,9 +122,8 @@ def test_a_student_starts_from_the_layers_and_pieces_that_were_kept(tmp_path):
             max_position_embeddings=40,
         )
     )
-    base.save_pretrained(tmp_path)
     kept = list(range(0, len(PIECES), 2))
-    student = cut_student(tmp_path, tiny_config(vocab_size=len(kept)), [0, 2], kept)
+    student = cut_student(plain_encoder(base), tiny_config(vocab_size=len(kept)), [0, 2], kept)
     words = base.embeddings.word_embeddings.weight
     assert torch.equal(student.bert.embeddings.word_embeddings.weight, words[kept])
     assert torch.equal(
@@ -133,4 +131,4 @@ def test_a_student_starts_from_the_layers_and_pieces_that_were_kept(tmp_path):
     )
     assert (student.multiplexer.instance_embedding[0] == 1).all()
     with pytest.raises(ValueError, match="the cut keeps 1 and"):
-        cut_student(tmp_path, tiny_config(vocab_size=len(kept)), [0], kept)
+        cut_student(plain_encoder(base), tiny_config(vocab_size=len(kept)), [0], kept)

@@ -1,0 +1,287 @@
+"""From a classifier of yours and texts to a family: the whole path, stage by stage.
+
+Teacher -> soft labels -> a student cut from its encoder -> multiplexed distillation -> a family
+whose members carry how often they agree with the teacher on texts held out. Each stage is kept in
+the work folder, so that a run that was stopped goes on where it was.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from muxserve.models.convert import (
+    fetch,
+    label_names,
+    plain_classifier,
+    problem_type,
+    read_config,
+    read_tokenizer,
+)
+from muxserve.models.family import Family, FamilySpec, Member, write_spec
+from muxserve.training.data import LabelledTexts, checksum, read_texts
+from muxserve.training.evaluation import (
+    Measured,
+    evaluate_family,
+    grouped_predictions,
+    store_measured,
+)
+from muxserve.training.multiplex import DistillSettings, distill
+from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
+from muxserve.training.student import cut_student, cut_tokenizer
+from muxserve.training.teacher import accuracy, soft_labels, token_ids
+
+log = logging.getLogger(__name__)
+
+#: Folder of the one set of weights that serves every N, in the family's.
+WEIGHTS = "weights"
+#: Every distilled student: what docs/training.md found to work.
+NETWORK: dict[str, Any] = {
+    "plain_single": True,
+    "learn_muxing": True,
+    "demuxing_variant": "hadamard_gate",
+    "pooling": "mean",
+    "classifier_head": "dense",
+    "retrieval_head": True,
+    "retrieval_percentage": 0.25,
+    "hidden_dropout_prob": 0.05,
+    "attention_probs_dropout_prob": 0.05,
+}
+
+
+class FamilyRecipe(BaseModel):
+    """A family distilled from a classifier; one run of ``muxserve train distill``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    teacher: str = Field(description="The classifier: a folder, or a model's name on the hub.")
+    texts: Path = Field(description="Texts like those to be served: .txt, .csv or .jsonl.")
+    out: Path = Field(description="Folder of the new family.")
+    work: Path | None = Field(None, description="Folder for the stages; by default OUT.work.")
+    text_column: str = Field("text", description="Column of the texts in a CSV or JSONL file.")
+    num_instances: list[int] = Field([1, 2, 5, 10], description="Every N to serve, 1 among them.")
+    layers: int | None = Field(None, ge=1, description="Layers of the student; all by default.")
+    word_pieces: int | None = Field(
+        None, ge=100, description="Keep only the most frequent word pieces; all by default."
+    )
+    max_length: int = Field(128, ge=8, description="Most tokens of a text.")
+    held_out: int = Field(1000, ge=10, description="Texts that are measured on, not trained on.")
+    distill: DistillSettings = Field(default_factory=DistillSettings)
+
+    @field_validator("num_instances")
+    @classmethod
+    def _with_one(cls, widths: list[int]) -> list[int]:
+        widths = sorted(set(widths))
+        if widths[0] != 1 or len(widths) < 2:
+            raise ValueError("1 must be among them, and a wider one: the wider N learn from N=1")
+        return widths
+
+    @property
+    def work_folder(self) -> Path:
+        """Where the stages are kept."""
+        return self.work or self.out.with_name(f"{self.out.name}.work")
+
+
+def distill_family(recipe: FamilyRecipe) -> list[Measured]:
+    """Run a recipe, or go on with it; the measured members of the family that it made.
+
+    Raises:
+        ValueError: for texts that cannot be read or are too few, a work folder of another recipe,
+            or settings that do not fit the teacher.
+        FamilyError: for a teacher that cannot be read.
+    """
+    if recipe.out.exists() and any(recipe.out.iterdir()):
+        raise ValueError(f"{recipe.out}: not empty; choose another folder for the family")
+    texts = read_texts(recipe.texts, text_column=recipe.text_column)
+    folder = fetch(recipe.teacher, ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = plain_classifier(folder, read_config(folder))
+    teacher.to(device)  # type: ignore[arg-type]
+    labels = label_names(teacher, None, folder)
+    if problem_type(teacher) != "single_label_classification":
+        raise ValueError(f"{folder}: only teachers with one label per text are covered")
+    tokenizer = read_tokenizer(str(folder), teacher)
+    encoder = plain_encoder(teacher)
+    _check_fit(recipe, encoder, len(texts))
+    work = recipe.work_folder
+    _claim(work, recipe, texts)
+
+    goals = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
+    kept = list(range(int(encoder.sizes["vocab_size"])))
+    if recipe.word_pieces is not None:
+        tokenizer, kept = cut_tokenizer(tokenizer, texts, recipe.word_pieces)
+    torch.manual_seed(recipe.distill.seed)
+    student = build_student(
+        encoder,
+        kept,
+        layers=recipe.layers or encoder.layers,
+        widths=recipe.num_instances,
+        max_length=recipe.max_length,
+        labels=labels,
+    )
+    student.to(device)  # type: ignore[arg-type]
+    order = torch.randperm(len(texts)).tolist()
+    held, trained = order[: recipe.held_out], order[recipe.held_out :]
+    rows = token_ids(tokenizer, texts, recipe.max_length)
+    answers = goals.argmax(dim=-1)
+    held_rows = [rows[i] for i in held]
+
+    def evaluate(step: int) -> None:
+        for n in recipe.num_instances:
+            logits = grouped_predictions(student, held_rows, n, seed=step)
+            agreement = accuracy(logits, answers[held].tolist())
+            log.info("step %d N=%d agreement with the teacher %.4f", step, n, agreement)
+
+    distill(
+        student,
+        [rows[i] for i in trained],
+        goals[trained],
+        recipe.distill,
+        work / "distil.pt",
+        evaluate=evaluate,
+    )
+    # Built beside its place, so that OUT is a whole family or not there.
+    recipe.out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(mkdtemp(dir=recipe.out.parent, prefix=f".{recipe.out.name}."))
+    try:
+        save_family(student.cpu(), tokenizer, building, name=recipe.out.name)
+        family = Family.load(building)
+        held_out = LabelledTexts([texts[i] for i in held], answers[held].tolist())
+        measured = evaluate_family(
+            family, held_out, f"{recipe.texts.name}, held out", metric="agreement with the teacher"
+        )
+        store_measured(family.spec, measured, building)
+        if recipe.out.exists():
+            recipe.out.rmdir()
+        building.rename(recipe.out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return measured
+
+
+def build_student(
+    encoder: PlainEncoder,
+    kept: Sequence[int],
+    *,
+    layers: int | Sequence[int],
+    widths: Sequence[int],
+    max_length: int,
+    labels: Sequence[str],
+) -> Student:
+    """A student of ``NETWORK`` cut from an encoder.
+
+    Args:
+        encoder: what it is cut from.
+        kept: the old id of each word piece.
+        layers: the layers kept, or how many: then spread evenly from the first to the last.
+        widths: every N, 1 among them.
+        max_length: positions.
+        labels: label names.
+    """
+    if isinstance(layers, int):
+        layers = spread(layers, encoder.layers)
+    config = encoder.config(
+        **NETWORK,
+        vocab_size=len(kept),
+        pad_token_id=list(kept).index(encoder.sizes["pad_token_id"]),
+        num_hidden_layers=len(layers),
+        max_position_embeddings=max_length,
+        trained_length=max_length,
+        num_instances=widths[-1],
+        widths=list(widths),
+        id2label=dict(enumerate(labels)),
+        label2id={name: index for index, name in enumerate(labels)},
+    )
+    return cut_student(encoder, config, layers, kept)
+
+
+def spread(count: int, available: int) -> list[int]:
+    """``count`` of ``available`` layers, the first and the last among them, spread evenly."""
+    if count == 1:
+        return [available - 1]
+    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
+
+
+def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -> None:
+    """Write a family folder: fp16 weights without the retrieval head, tokenizer, ``family.json``.
+
+    Its members carry no quality yet: ``store_measured`` writes it.
+    """
+    config = type(model.config).from_dict({**model.config.to_dict(), "retrieval_head": False})
+    lean = type(model)(config)
+    lean.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
+    )
+    lean.half().save_pretrained(out / WEIGHTS)
+    tokenizer.no_truncation()
+    tokenizer.save(str(out / "tokenizer.json"))
+    ids: dict[Any, str] = config.id2label or {}
+    spec = FamilySpec(
+        name=name,
+        task="sequence-classification",
+        labels=[ids[index] for index in range(config.label_count)],
+        max_length=config.trained_length,
+        members=[Member(num_instances=n, path=WEIGHTS) for n in config.served_widths],
+    )
+    write_spec(out, spec)
+
+
+def _check_fit(recipe: FamilyRecipe, encoder: PlainEncoder, texts: int) -> None:
+    if recipe.layers is not None and recipe.layers > encoder.layers:
+        raise ValueError(f"layers: the teacher has {encoder.layers}, got {recipe.layers}")
+    positions = encoder.sizes["max_position_embeddings"]
+    if recipe.max_length > positions:
+        raise ValueError(
+            f"max_length: the teacher takes {positions} tokens, got {recipe.max_length}"
+        )
+    batch = recipe.distill.groups * recipe.num_instances[-1]
+    if texts < recipe.held_out + batch:
+        raise ValueError(
+            f"{recipe.texts}: {texts} texts are too few: {recipe.held_out} are held out and a "
+            f"step takes {batch} (distill.groups times the widest N)"
+        )
+
+
+def _claim(work: Path, recipe: FamilyRecipe, texts: Sequence[str]) -> None:
+    """Make the work folder this recipe's, or see that it is."""
+    mine = recipe.model_dump(mode="json", exclude={"out", "work"})
+    mine |= {"texts": checksum(texts), "distill": recipe.distill.model_dump(mode="json")}
+    # How often a run is saved changes nothing of what it computes.
+    mine["distill"].pop("save_every_s")
+    file = work / "recipe.json"
+    if file.exists():
+        theirs = json.loads(file.read_text())
+        other = sorted(key for key in mine if mine[key] != theirs.get(key))
+        if other:
+            raise ValueError(
+                f"{work}: holds a run with other settings ({', '.join(other)}); give another "
+                "--work folder, or delete this one"
+            )
+        log.info("going on with the run in %s", work)
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(mine, indent=1))
+    temporary.replace(file)
+
+
+def _soft_labels(
+    work: Path, teacher: PreTrainedModel, tokenizer: Tokenizer, texts: list[str], max_length: int
+) -> torch.Tensor:
+    file = work / "soft_labels.safetensors"
+    if not file.exists():
+        logits = soft_labels(teacher, tokenizer, texts, max_length=max_length)
+        temporary = file.with_suffix(".tmp")
+        save_file({"logits": logits}, temporary)
+        temporary.replace(file)
+    return load_file(file)["logits"]

@@ -1,0 +1,118 @@
+"""A plain encoder's weights under BERT's names, from which a student is cut.
+
+In: a BERT, ELECTRA, RoBERTa or DistilBERT of ``transformers``. Out: tensors and sizes that a
+multiplexed backbone takes as they are.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from muxserve.models import (
+    MuxBertConfig,
+    MuxBertForSequenceClassification,
+    MuxElectraConfig,
+    MuxElectraForSequenceClassification,
+)
+from muxserve.models.family import COUNT_FROM_PADDING
+
+Student = MuxBertForSequenceClassification | MuxElectraForSequenceClassification
+
+#: DistilBERT's names -> BERT's.
+_DISTILBERT = (
+    (r"transformer\.layer\.", "encoder.layer."),
+    (r"\.attention\.q_lin\.", ".attention.self.query."),
+    (r"\.attention\.k_lin\.", ".attention.self.key."),
+    (r"\.attention\.v_lin\.", ".attention.self.value."),
+    (r"\.attention\.out_lin\.", ".attention.output.dense."),
+    (r"\.sa_layer_norm\.", ".attention.output.LayerNorm."),
+    (r"\.ffn\.lin1\.", ".intermediate.dense."),
+    (r"\.ffn\.lin2\.", ".output.dense."),
+    (r"\.output_layer_norm\.", ".output.LayerNorm."),
+)
+
+
+@dataclass(frozen=True)
+class PlainEncoder:
+    """What a student takes over.
+
+    Attributes:
+        electra: whether the student is a MUX-ELECTRA (else a MUX-BERT).
+        sizes: fields of the student's config.
+        layers: layers there are to choose from.
+        state: tensors of the backbone, by BERT's or ELECTRA's names.
+    """
+
+    electra: bool
+    sizes: dict[str, Any]
+    layers: int
+    state: dict[str, torch.Tensor]
+
+    def config(self, **fields: Any) -> MuxBertConfig | MuxElectraConfig:
+        """A student's config of this encoder's sizes."""
+        made = MuxElectraConfig if self.electra else MuxBertConfig
+        return made(**{**self.sizes, **fields})
+
+    def student(self, config: MuxBertConfig | MuxElectraConfig) -> Student:
+        """A student with weights drawn at random."""
+        if isinstance(config, MuxElectraConfig):
+            return MuxElectraForSequenceClassification(config)
+        return MuxBertForSequenceClassification(config)
+
+
+def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
+    """The encoder inside a plain model, with or without a head.
+
+    Raises:
+        ValueError: for a model that is neither BERT, ELECTRA, RoBERTa nor DistilBERT.
+    """
+    base = cast(PreTrainedModel, model.base_model)
+    config: Any = base.config
+    kind = config.model_type
+    state = {k: v for k, v in base.state_dict().items() if not k.startswith("pooler.")}
+    if kind == "distilbert":
+        state = {_renamed(key): value for key, value in state.items()}
+        # It has no segments: one that adds nothing.
+        state["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.dim)
+        sizes: dict[str, Any] = {
+            "hidden_size": config.dim,
+            "num_attention_heads": config.n_heads,
+            "intermediate_size": config.hidden_dim,
+            "hidden_act": config.activation,
+        }
+        layers = config.n_layers
+    elif kind in ("bert", "electra", *COUNT_FROM_PADDING):
+        sizes = {
+            "hidden_size": config.hidden_size,
+            "num_attention_heads": config.num_attention_heads,
+            "intermediate_size": config.intermediate_size,
+            "hidden_act": config.hidden_act,
+            "layer_norm_eps": config.layer_norm_eps,
+        }
+        layers = config.num_hidden_layers
+        if kind == "electra":
+            sizes["embedding_size"] = config.embedding_size
+    else:
+        raise ValueError(
+            f"a student is cut from a BERT, ELECTRA, RoBERTa or DistilBERT; this is {kind!r}"
+        )
+    positions = state["embeddings.position_embeddings.weight"]
+    if kind in COUNT_FROM_PADDING:
+        positions = positions[int(config.pad_token_id) + 1 :]
+        state["embeddings.position_embeddings.weight"] = positions
+    sizes |= {
+        "pad_token_id": config.pad_token_id,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": len(positions),
+        "type_vocab_size": len(state["embeddings.token_type_embeddings.weight"]),
+    }
+    return PlainEncoder(kind == "electra", sizes, int(layers), state)
+
+
+def _renamed(key: str) -> str:
+    for pattern, replacement in _DISTILBERT:
+        key = re.sub(pattern, replacement, key)
+    return key

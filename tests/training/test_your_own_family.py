@@ -1,0 +1,271 @@
+"""From a classifier and texts to a family, on a tiny scale: the path of docs/your-own-family.md."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedModel,
+)
+
+from muxserve import Engine
+from muxserve.engine.config import EngineConfig
+from muxserve.models.family import Family
+from muxserve.training.distillation import FamilyRecipe, build_student, distill_family, spread
+from muxserve.training.multiplex import DistillSettings
+from muxserve.training.pretrained import plain_encoder
+from tests.conftest import tiny_tokenizer
+
+DOCS = Path(__file__).parents[2] / "docs" / "your-own-family.md"
+LABELS = {"negative": 0, "positive": 1}
+SIZES = {
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+KINDS = {
+    "bert": SIZES,
+    "electra": {**SIZES, "embedding_size": 16},
+    "roberta": {**SIZES, "pad_token_id": 1},
+    "distilbert": {
+        "vocab_size": 80,
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 40,
+    },
+}
+FAST = DistillSettings(steps=8, groups=4, single_texts=4, save_every_s=1e-9)
+
+
+def teacher_model(kind: str = "bert") -> PreTrainedModel:
+    torch.manual_seed(0)
+    names = {"label2id": LABELS, "id2label": {index: name for name, index in LABELS.items()}}
+    config = AutoConfig.for_model(kind, **KINDS[kind], **names)
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+@pytest.fixture
+def teacher(tmp_path) -> Path:
+    folder = tmp_path / "my-classifier"
+    teacher_model().save_pretrained(folder)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    words = ["good", "bad", "film", "very", "not", "the"]
+    lines = [f"{a} {b} {c} {d}" for a in words for b in words for c in words for d in "bcd"]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def recipe(teacher: Path, texts: Path, **changes) -> FamilyRecipe:
+    settings = {
+        "teacher": str(teacher),
+        "texts": texts,
+        "out": teacher.parent / "family",
+        "num_instances": [1, 2, 5],
+        "max_length": 32,
+        "held_out": 40,
+        "distill": FAST,
+    }
+    return FamilyRecipe(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_starts_as_its_teachers_encoder(kind):
+    model = teacher_model(kind)
+    encoder = plain_encoder(model)
+    student = build_student(
+        encoder, range(80), layers=3, widths=[1, 2], max_length=32, labels=list(LABELS)
+    ).eval()
+    ids = torch.randint(4, 60, (2, 9))
+    with torch.inference_mode():
+        ours = student.encode(ids, num_instances=1).states
+        theirs = model.base_model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_another_kind_of_encoder_is_refused():
+    with pytest.raises(ValueError, match="a BERT, ELECTRA, RoBERTa or DistilBERT; this is 'gpt2'"):
+        plain_encoder(GPT2Model(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=50)))
+
+
+def test_layers_are_spread_from_the_first_to_the_last():
+    assert [spread(count, 6) for count in (1, 2, 3, 6)] == [[5], [0, 5], [0, 2, 5], [*range(6)]]
+
+
+@pytest.mark.parametrize("word_pieces", [None, 60])
+def test_a_family_is_made_whole_with_what_it_reaches(teacher, texts, word_pieces):
+    # Fewer word pieces than a real recipe may ask for.
+    made = recipe(teacher, texts, layers=2).model_copy(update={"word_pieces": word_pieces})
+    measured = distill_family(made)
+    family = Family.load(made.out)
+    assert family.widths == [1, 2, 5]
+    assert family.spec.labels == list(LABELS)
+    assert family.models[1].config.num_hidden_layers == 2
+    assert family.models[1].config.vocab_size == (word_pieces or 80)
+    for one, member in zip(measured, family.spec.members, strict=True):
+        assert member.quality == one.quality
+        assert member.quality.metric == "agreement with the teacher"
+        assert member.quality.examples == 40
+    with Engine(family, EngineConfig(warm_up_s=0.1)) as engine:
+        assert engine.classify(["good film"])[0].labels[0].label in LABELS
+    hidden = [path.name for path in made.out.parent.iterdir() if path.name.startswith(".")]
+    assert hidden == [], "nothing half-made is left"
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_path, monkeypatch):
+    whole = recipe(teacher, texts, out=tmp_path / "whole", work=tmp_path / "whole.work")
+    distill_family(whole)
+    stopped = recipe(teacher, texts, out=tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr("muxserve.training.distillation.evaluate_family", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill_family(stopped)
+    assert not stopped.out.exists()
+    state = stopped.work_folder / "distil.pt"
+    rewind(state, whole, tmp_path)
+    distill_family(stopped)
+    for name in ("weights/model.safetensors", "tokenizer.json"):
+        assert (stopped.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+def killed(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def rewind(state: Path, whole: FamilyRecipe, tmp_path: Path) -> None:
+    """Bring a finished run's state back to its middle, as if it had been killed there."""
+    half = whole.model_copy(update={"out": tmp_path / "half", "work": tmp_path / "half.work"})
+    shutil.copytree(whole.work_folder, half.work_folder)
+    (half.work_folder / "distil.pt").unlink()
+    saved: list[Path] = []
+
+    def keep(file: Path, step: int, *rest) -> None:
+        original(file, step, *rest)
+        if step == FAST.steps // 2:
+            saved.append(shutil.copy(file, tmp_path / "middle.pt"))
+
+    from muxserve.training import multiplex
+
+    original = multiplex._save
+    multiplex._save = keep
+    try:
+        distill_family(half)
+    finally:
+        multiplex._save = original
+    shutil.copy(saved[0], state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": 9}, "layers: the teacher has 3, got 9"),
+        ({"max_length": 64}, "max_length: the teacher takes 40 tokens, got 64"),
+        ({"held_out": 640}, r"648 texts are too few: 640 are held out and a step takes 20"),
+        ({"text_column": "body", "texts": "rows.csv"}, "line 2: no column 'body'; columns: text"),
+        ({"texts": "latin.txt"}, r"latin\.txt: not UTF-8 \(byte 2\); convert it first"),
+        ({"texts": "empty.txt"}, r"empty\.txt: no texts"),
+        ({"texts": "blank.jsonl"}, r"blank\.jsonl, line 2: the text is empty"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_computed(
+    teacher, texts, tmp_path, changes, message
+):
+    (tmp_path / "rows.csv").write_text("text\ngood\n")
+    (tmp_path / "latin.txt").write_bytes(b"ab\xe9\n")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "blank.jsonl").write_text('{"text": "good"}\n{"text": " "}\n')
+    if "texts" in changes:
+        texts = tmp_path / changes["texts"]
+    others = {key: value for key, value in changes.items() if key != "texts"}
+    with pytest.raises(ValueError, match=message):
+        distill_family(recipe(teacher, texts, **others))
+    assert not (tmp_path / "family").exists()
+    assert not (tmp_path / "family.work").exists()
+
+
+@pytest.mark.parametrize("widths", [[1], [2, 5], [0, 1]])
+def test_widths_without_one_or_without_a_wider_are_refused(teacher, texts, widths):
+    with pytest.raises(ValueError, match="1 must be among them, and a wider one"):
+        recipe(teacher, texts, num_instances=widths)
+
+
+def test_a_work_folder_of_another_recipe_is_not_gone_on_with(teacher, texts):
+    first = recipe(teacher, texts)
+    distill_family(first)
+    with pytest.raises(ValueError, match="family: not empty; choose another folder"):
+        distill_family(first)
+    shutil.rmtree(first.out)
+    with pytest.raises(ValueError, match=r"holds a run with other settings \(layers\)"):
+        distill_family(recipe(teacher, texts, layers=1))
+
+
+def program(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    arguments = shlex.split(command)
+    assert arguments[0] == "muxserve"
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(DOCS.parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_the_documented_path_from_a_classifier_to_answers(teacher, texts, tmp_path):
+    (tmp_path / "labelled.csv").write_text(
+        "text,label\n" + "".join(f"{word} film,positive\n" for word in ("good", "bad", "very"))
+    )
+    commands = re.findall(r"^\$ (muxserve .*)$", DOCS.read_text(), flags=re.MULTILINE)
+    tried = [command for command in commands if not command.startswith("muxserve serve")]
+    assert len(tried) == 4
+    for command in tried:
+        if "train distill" in command:
+            # A tiny scale is all that differs from what the page says.
+            command += " --steps 4 --groups 4 --held-out 20 --max-length 32"
+            if "--config" in command:
+                shutil.rmtree(tmp_path / "my-family", ignore_errors=True)
+                (yaml,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+                (tmp_path / "recipe.yaml").write_text(yaml)
+                command += " --layers 2 --word-pieces 100 --work other.work"
+        done = program(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "my-family" / "family.json").is_file()
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("- a list\n")
+    (tmp_path / "odd.yaml").write_text("teacher: x\ntexts: y\nout: z\ncolour: red\n")
+    for arguments, message in [
+        ("--texts x.txt --out y", "teacher: Field required"),
+        ("--config bad.yaml", "bad.yaml: expected settings as"),
+        ("--config odd.yaml", "colour: Extra inputs are not permitted"),
+        ("--config none.yaml", "none.yaml: No such file"),
+        ("--teacher x --texts none.txt --out y", "none.txt: No such file"),
+        ("--teacher x --texts y --out z 3", "unexpected argument 3"),
+    ]:
+        done = program(f"muxserve train distill {arguments}", tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr.splitlines()[-1]
+        assert len(done.stderr.splitlines()) == 1
