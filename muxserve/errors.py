@@ -88,7 +88,7 @@ class ForwardFailed(MuxserveError):
     status = 500
 
 
-class FamilyError(MuxserveError):
-    """A family folder cannot be served; the message names the file and the field."""
+class FamilyError(MuxserveError, ValueError):
+    """A family or checkpoint cannot be read or served; the message names the file and the field."""
 
     code = "bad_family"

@@ -97,17 +97,21 @@ def print_measured(measured: "Sequence[Measured]", *, as_json: bool) -> None:
                 "num_instances": one.num_instances,
                 "quality": one.quality.model_dump(mode="json"),
                 "flip_rate": one.flip_rate,
+                "ensembled": one.ensembled,
+                "calibration_error": one.calibration_error,
             }
             for one in measured
         ]
         typer.echo(json.dumps(fields, indent=2))
         return
-    rows = [("N", "quality", "flip rate")]
+    rows = [("N", "quality", "flip rate", "ensembled", "calibration error")]
     rows += [
         (
             str(one.num_instances),
             _quality(one.quality.metric, one.quality.value, one.quality.std),
             f"{one.flip_rate:.1%}",
+            f"{one.ensembled:.4f}",
+            f"{one.calibration_error:.4f}",
         )
         for one in measured
     ]

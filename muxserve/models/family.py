@@ -57,6 +57,12 @@ class Member(BaseModel):
     flip_rate: float | None = Field(
         None, ge=0, le=1, description="How often a prediction changes when only neighbours change."
     )
+    ensembled: float | None = Field(
+        None, description="Quality where a text takes a slot per grouping, its logits averaged."
+    )
+    calibration_error: float | None = Field(
+        None, ge=0, le=1, description="How far confidence is from being right (ECE, 15 bins)."
+    )
 
 
 class FamilySpec(BaseModel):

@@ -30,11 +30,16 @@ class Measured:
         num_instances: N.
         quality: share of right labels, its mean and standard deviation over the groupings.
         flip_rate: how often a prediction changes between two groupings.
+        ensembled: share of right labels where a text's logits are averaged over all groupings, as
+            where it takes that many free slots.
+        calibration_error: expected calibration error, its mean over the groupings.
     """
 
     num_instances: int
     quality: Quality
     flip_rate: float
+    ensembled: float
+    calibration_error: float
 
 
 def evaluate_family(
@@ -66,13 +71,14 @@ def evaluate_family(
     bar = tqdm(total=len(family.models) * groupings, unit="pass", disable=not progress)
     measured = []
     for n, model in family.models.items():
-        predictions = []
+        logits = []
         for seed in range(groupings):
-            logits = grouped_predictions(
-                model, rows, n, seed=seed, padded_length=family.padded_length
+            logits.append(
+                grouped_predictions(model, rows, n, seed=seed, padded_length=family.padded_length)
             )
-            predictions.append(logits.argmax(dim=-1))
             bar.update()
+        predictions = [one.argmax(dim=-1) for one in logits]
+        together = torch.stack(logits).mean(dim=0).argmax(dim=-1)
         scores = [float((guess == labels).float().mean()) for guess in predictions]
         flips = [float((a != b).float().mean()) for a, b in itertools.pairwise(predictions)]
         quality = Quality(
@@ -85,7 +91,16 @@ def evaluate_family(
             dataset_sha256=checksum(data.texts),
             measured_on=date.today().isoformat(),
         )
-        measured.append(Measured(n, quality, round(statistics.fmean(flips), 4)))
+        errors = [calibration_error(one, labels) for one in logits]
+        measured.append(
+            Measured(
+                n,
+                quality,
+                flip_rate=round(statistics.fmean(flips), 4),
+                ensembled=round(float((together == labels).float().mean()), 4),
+                calibration_error=round(statistics.fmean(errors), 4),
+            )
+        )
     bar.close()
     return measured
 
@@ -97,7 +112,24 @@ def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path)
         if member.num_instances in by_n:
             member.quality = by_n[member.num_instances].quality
             member.flip_rate = by_n[member.num_instances].flip_rate
+            member.ensembled = by_n[member.num_instances].ensembled
+            member.calibration_error = by_n[member.num_instances].calibration_error
     write_spec(folder, spec)
+
+
+def calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., ICML 2017): |confidence - share right|, over bins.
+
+    Args:
+        logits: [B, labels].
+        labels: [B] class ids.
+        bins: bins of equal width that confidence is sorted into.
+    """
+    confidence, predicted = logits.softmax(dim=-1).max(dim=-1)
+    right = (predicted == labels).float()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins).index_add_(0, bin_of, confidence - right)
+    return float(gaps.abs().sum() / len(labels))
 
 
 @torch.inference_mode()

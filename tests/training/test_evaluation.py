@@ -5,7 +5,7 @@ import torch
 
 from muxserve.models.family import Family, member_logits
 from muxserve.training.data import LabelledTexts, checksum
-from muxserve.training.evaluation import evaluate_family, grouped_predictions
+from muxserve.training.evaluation import calibration_error, evaluate_family, grouped_predictions
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]
 DATA = LabelledTexts(
@@ -52,6 +52,7 @@ def test_a_measurement_says_what_it_was_measured_on(family):
         assert one.quality.groupings == 3
         assert one.quality.dataset_sha256 == checksum(DATA.texts)
         assert 0 <= one.flip_rate <= 1
+    assert plain.ensembled == plain.quality.value, "copies of a text at N=1 all say the same"
 
 
 def test_accuracy_is_one_where_the_labels_are_the_predictions(family, rows):
@@ -63,3 +64,25 @@ def test_accuracy_is_one_where_the_labels_are_the_predictions(family, rows):
 def test_a_flip_rate_needs_two_groupings(family):
     with pytest.raises(ValueError, match="at least 2 groupings, got 1"):
         evaluate_family(family, DATA, "words", groupings=1)
+
+
+def test_ensembling_averages_the_logits_of_all_groupings(family, rows):
+    groupings = [grouped_predictions(family.models[5], rows, 5, seed=seed) for seed in range(3)]
+    together = sum(groupings).argmax(dim=-1).tolist()
+    data = LabelledTexts(DATA.texts, together)
+    measured = evaluate_family(family, data, "own", groupings=3, progress=False)
+    assert measured[-1].ensembled == 1.0
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "expected"),
+    [
+        ([[9.0, -9.0], [-9.0, 9.0]], [0, 1], 0.0),  # sure and right
+        ([[9.0, -9.0], [-9.0, 9.0]], [1, 0], 1.0),  # sure and wrong
+        ([[0.0, 0.0], [0.0, 0.0]], [0, 1], 0.0),  # half sure, right half of the time
+        ([[0.0, 0.0], [0.0, 0.0]], [1, 1], 0.5),
+    ],
+)
+def test_calibration_error(logits, labels, expected):
+    got = calibration_error(torch.tensor(logits), torch.tensor(labels))
+    assert got == pytest.approx(expected, abs=1e-4)
