@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
 
 from muxserve.bench.closed_loop import LoadResult, closed_loop
@@ -28,6 +27,7 @@ from muxserve.bench.families import write_random_family
 from muxserve.bench.machine import describe
 from muxserve.bench.offline import OfflineRate, offline_rate
 from muxserve.bench.texts import generated_texts
+from muxserve.cli.serve import RAY_SETTINGS, Proxy
 from muxserve.engine.config import available_cores
 from muxserve.engine.tokens import TextEncoder
 from muxserve.models.family import Family, resolve
@@ -47,9 +47,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8765)
     parser.add_argument(
         "--proxy",
-        choices=["default", "haproxy"],
-        default="default",
-        help="how HTTP reaches Python: Ray Serve's default proxy, or its HAProxy",
+        choices=list(Proxy),
+        default=Proxy.PYTHON,
+        type=Proxy,
+        help="what takes HTTP, set up as `muxserve serve --proxy` does",
     )
     parser.add_argument(
         "--arrangement", choices=["separate", "together"], default="separate", help="of processes"
@@ -57,9 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
 
-    if options.proxy == "haproxy":  # read when Ray Serve is imported
-        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
+    os.environ.update(RAY_SETTINGS[options.proxy])  # read when Ray is imported
 
     names = ["shipped", "base"] if options.family == "both" else [options.family]
     report: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from tokenizers.processors import TemplateProcessing
 
 from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
 from muxserve.models.family import FamilySpec, Member, write_spec
+
+# Where the tests run in the background of a script, Ctrl-C is ignored, and every server that they
+# start would inherit that and never end on it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WIDTHS = [1, 2, 5]
 MAX_LENGTH = 32

@@ -197,15 +197,21 @@ def test_serve_says_when_its_port_is_taken(family):
 
 
 @pytest.mark.ray
-def test_serve_answers_until_it_is_told_to_stop(family):
+@pytest.mark.parametrize("proxy", ["python", "haproxy"])
+def test_serve_answers_until_it_is_told_to_stop(family, proxy):
     port = free_port()
+    options = ["--family", str(family), "--port", str(port), "--proxy", proxy]
     server = subprocess.Popen(
-        [sys.executable, "-m", "muxserve", "serve", "--family", str(family), "--port", str(port)],
+        [sys.executable, "-m", "muxserve", "serve", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # As in a shell of its own: `make test` sets more for Ray than a user's shell does.
-        env={key: value for key, value in ENVIRONMENT.items() if key != "RAY_AUTH_MODE"},
+        env={
+            **{key: value for key, value in ENVIRONMENT.items() if key != "RAY_AUTH_MODE"},
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        },
         start_new_session=True,
     )
     try:
