@@ -95,7 +95,7 @@ def main() -> None:
 
 def measure_offline(folder: Path, count: int) -> dict[str, Any]:
     """The offline loop at every N of a family."""
-    family = Family.load(folder)
+    family = Family.load(folder, dtype=None)  # as the engine does
     encoder = TextEncoder(family.tokenizer, family.spec.max_length)
     rows = [tokens.ids for tokens in encoder.encode(generated_texts(family.tokenizer, count))]
     rates: dict[int, OfflineRate] = {}

@@ -83,7 +83,7 @@ def classify(
     show = sys.stderr.isatty()
     total = len(texts) if texts else _count_lines(file) if show else None
     with (
-        Engine(Family.load(folder, [n]), config) as engine,
+        Engine(Family.load(folder, [n], dtype=None), config) as engine,
         tqdm(total=total, unit="text", delay=BAR_DELAY_S, disable=not show, leave=False) as bar,
     ):
         render = _as_json if as_json else _as_line

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,14 @@ from muxserve.cli.app import JsonOption, app, table, told_in_one_line
 
 if TYPE_CHECKING:
     from muxserve.training.evaluation import Measured
+
+
+class Precision(StrEnum):
+    """The engine's ``dtype`` setting."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 @app.command()
@@ -59,6 +68,9 @@ def evaluate(
     groupings: Annotated[
         int, typer.Option(min=2, help="Random groupings that each N is measured over.")
     ] = 5,
+    dtype: Annotated[
+        Precision, typer.Option(help="Of weights and forwards; auto is what an engine takes here.")
+    ] = Precision.FLOAT32,
     write: Annotated[
         bool, typer.Option("--write", help="Store the figures in the family's family.json.")
     ] = False,
@@ -71,6 +83,7 @@ def evaluate(
       muxserve evaluate sentiment --data reviews.csv
       muxserve evaluate ./my-family --data test.jsonl --label-column stars --write
     """
+    from muxserve.engine.forward import DTYPES
     from muxserve.models.family import Family, read_spec, resolve
     from muxserve.training.data import read_labelled
     from muxserve.training.evaluation import evaluate_family, store_measured
@@ -79,7 +92,7 @@ def evaluate(
     texts = read_labelled(
         data, read_spec(folder).labels, text_column=text_column, label_column=label_column
     )
-    loaded = Family.load(folder)
+    loaded = Family.load(folder, dtype=DTYPES[dtype])
     measured = evaluate_family(
         loaded, texts, dataset or data.name, groupings=groupings, progress=sys.stderr.isatty()
     )

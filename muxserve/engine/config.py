@@ -1,6 +1,7 @@
 """What can be set about one replica's engine."""
 
 import os
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +39,11 @@ class EngineConfig(BaseModel):
     )
     max_waiting_texts: int = Field(
         4096, ge=1, description="Texts that may wait; more are refused with 503."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of weights and forward. auto: bfloat16 where the CPU has instructions for it, "
+        "but float32 for weights that were trained without an encoder mask.",
     )
     torch_threads: int | None = Field(
         None,

@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 
 from muxserve.engine.config import EngineConfig, available_cores
-from muxserve.engine.forward import Executor, TorchExecutor
+from muxserve.engine.forward import DTYPES, Executor, TorchExecutor
 from muxserve.engine.line import Entry, Line
 from muxserve.engine.policy import choose
 from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
@@ -114,8 +114,14 @@ class Engine:
         *,
         on_progress: Callable[[float], None] | None = None,
     ) -> "Engine":
-        """Load a family by shipped name or folder, and start; see ``Family.load``."""
-        return cls(Family.load(family), config, on_progress=on_progress)
+        """Load a family by shipped name or folder, in the settings' dtype, and start.
+
+        Raises:
+            FamilyError: as ``Family.load``.
+        """
+        config = config or EngineConfig()
+        loaded = Family.load(family, dtype=DTYPES[config.dtype])
+        return cls(loaded, config, on_progress=on_progress)
 
     def submit(self, request: Request) -> None:
         """Put a request in the line and return at once; ``request.on_done`` tells the end.

@@ -9,6 +9,13 @@ from transformers import PreTrainedModel
 
 from muxserve.models.family import member_logits
 
+#: Names of the settings; None is what is fastest here.
+DTYPES: dict[str, torch.dtype | None] = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+
 
 class Executor(Protocol):
     """Runs forwards; called from one thread only."""

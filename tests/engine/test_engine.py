@@ -288,3 +288,19 @@ def test_nobody_waits_for_an_engine_that_died(family, gate, monkeypatch):
     assert not engine.alive
     with pytest.raises(NotReady):
         engine.classify(["good"])
+
+
+def test_in_bfloat16_the_scores_are_close_to_those_in_float32(tiny_family):
+    texts = ["good film", "a very bad film", "not good"]
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        config = EngineConfig(warm_up_s=0.1, num_instances=5, dtype=dtype)
+        with Engine.from_family(tiny_family, config) as engine:
+            assert str(engine.family.models[5].dtype) == f"torch.{dtype}"
+            answers = engine.classify(texts)
+            scores[dtype] = [
+                {entry.label: entry.score for entry in answer.labels}["positive"]
+                for answer in answers
+            ]
+    assert scores["bfloat16"] != scores["float32"]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.02)

@@ -120,7 +120,7 @@ def test_a_plain_classifier_serves_at_one_as_it_is(kind, tmp_path):
     long_text = "a " * 100  # cut to the most that the position table holds
     texts = ["a good film", "not a very good film", long_text]
     model = PLAIN[kind][1].from_pretrained(folder).eval()
-    with Engine.from_family(out, EngineConfig(warm_up_s=0.1)) as engine:
+    with Engine.from_family(out, EngineConfig(warm_up_s=0.1, dtype="float32")) as engine:
         answers = engine.classify(texts, raw_scores=True)
     for text, answer in zip(texts, answers, strict=True):
         ids = tiny_tokenizer().encode(text).ids

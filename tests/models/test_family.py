@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from muxserve.errors import FamilyError
-from muxserve.models.family import Family, read_spec, resolve, write_spec
-from tests.conftest import PIECES
+from muxserve.models.family import Family, fastest_dtype, read_spec, resolve, write_spec
+from tests.conftest import PIECES, tiny_config
 
 
 @pytest.fixture
@@ -181,3 +181,16 @@ def test_an_official_checkpoint_is_recognised_and_not_served_as_something_else(t
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(FamilyError, match="official MUX-PLM checkpoint, not yet converted"):
         resolve(tmp_path)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_the_fastest_dtype_is_what_the_processor_has_instructions_for(
+    tiny_family, monkeypatch, has_it
+):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": has_it})
+    fastest = Family.load(tiny_family, dtype=None).models[1].dtype
+    assert fastest == (torch.bfloat16 if has_it else torch.float32)
+    assert Family.load(tiny_family).models[1].dtype == torch.float32
+    # Official checkpoints keep the reference's numbers.
+    official = tiny_config(encoder_mask="none", padding="max_length")
+    assert fastest_dtype([official]) == torch.float32
