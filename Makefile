@@ -28,7 +28,7 @@ SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_inf
 .PHONY: help
 help:  ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) \
-	  | while IFS='|' read -r target text; do printf '  \033[1m%-10s\033[0m %s\n' "$$target" "$$text"; done
+	  | while IFS='|' read -r target text; do printf '  \033[1m%-13s\033[0m %s\n' "$$target" "$$text"; done
 
 .PHONY: install
 install: .venv/.installed  ## Make .venv with muxserve and the development tools in it
@@ -55,6 +55,10 @@ format: .venv/.installed  ## Fix style and format
 .PHONY: bench
 bench: .venv/.installed  ## Measure throughput at every N, offline and over HTTP
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+.PHONY: bench-forward
+bench-forward: .venv/.installed  ## Measure what one forward costs, and where
+	$(BIN)/python benchmarks/forward.py $(ARGS)
 
 .PHONY: evaluate
 evaluate: .cache/sentiment-test.csv  ## Measure the sentiment family on its test set
