@@ -11,8 +11,12 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
-from muxserve.models.family import FamilySpec, Member, write_spec
+from muxserve.models import (
+    MuxBertConfig,
+    MuxBertForSequenceClassification,
+    MuxBertForTokenClassification,
+)
+from muxserve.models.family import FamilySpec, Member, Task, write_spec
 
 # Where the tests run in the background of a script, Ctrl-C is ignored, and every server that they
 # start would inherit that and never end on it.
@@ -66,14 +70,34 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     MuxBertForSequenceClassification(tiny_config()).save_pretrained(folder / "weights")
+    write_family(folder, "sequence-classification", ["negative", "positive"])
+    return folder
+
+
+TAGS = ["ADJ", "NOUN", "VERB"]
+
+
+@pytest.fixture(scope="session")
+def tiny_token_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family folder with random weights that labels words at N = 1, 2 and 5."""
+    folder = tmp_path_factory.mktemp("tiny-tokens")
+    torch.manual_seed(0)
+    names = dict(enumerate(TAGS))
+    config = tiny_config(id2label=names, label2id={name: i for i, name in names.items()})
+    MuxBertForTokenClassification(config).save_pretrained(folder / "weights")
+    write_family(folder, "token-classification", TAGS)
+    return folder
+
+
+def write_family(folder: Path, task: Task, labels: list[str]) -> None:
+    """Tokenizer and ``family.json`` beside ``weights``."""
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     members = [Member(num_instances=n, path="weights") for n in WIDTHS]
     spec = FamilySpec(
-        name="tiny",
-        task="sequence-classification",
-        labels=["negative", "positive"],
+        name=folder.name.rstrip("0123456789"),
+        task=task,
+        labels=labels,
         max_length=MAX_LENGTH,
         members=members,
     )
     write_spec(folder, spec)
-    return folder

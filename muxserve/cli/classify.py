@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from muxserve.cli.app import BAR_DELAY_S, FamilyOption, app, told_in_one_line
 from muxserve.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from muxserve.engine.engine import Classification
+    from muxserve.engine.scores import Classification, Tagging
 
 #: Texts read, answered and printed at a time: enough to fill every slot of a few batches.
 CHUNK_TEXTS = 1024
@@ -47,17 +47,18 @@ def classify(
         bool, typer.Option("--no-truncate", help="Refuse a text over the family's length limit.")
     ] = False,
 ) -> None:
-    """Classify texts in this process, without Ray.
+    """Classify texts, or their words, in this process, without Ray.
 
     Texts come as arguments, from a file, or from stdin (one per line, UTF-8). Each output line has
-    the best label, its score, the N that served it, and the text. Nobody waits here, so accuracy
-    comes first: N is 1 unless a wider one is asked for.
+    the best label, its score, the N that served it, and the text; or the N and each word with its
+    label. Nobody waits here, so accuracy comes first: N is 1 unless a wider one is asked for.
 
     \b
     Examples:
       muxserve classify "A moving, beautifully shot film." "Two hours of my life, gone."
       muxserve classify --file reviews.txt --json > scored.jsonl
       cat reviews.txt | muxserve classify --num-instances 5
+      muxserve classify --family part-of-speech "The jury further said."
     """
     if texts and file:
         raise InvalidInput("give texts as arguments or with --file, not both")
@@ -87,8 +88,12 @@ def classify(
         tqdm(total=total, unit="text", delay=BAR_DELAY_S, disable=not show, leave=False) as bar,
     ):
         render = _as_json if as_json else _as_line
+        label: Callable[..., Sequence[Classification | Tagging]]
+        label = engine.tag if engine.family.spec.of_tokens else engine.classify
         while chunk:
-            answers = engine.classify(chunk, truncate=not no_truncate, raw_scores=raw_scores)
+            answers: Sequence[Classification | Tagging] = label(
+                chunk, truncate=not no_truncate, raw_scores=raw_scores
+            )
             # The bar and the answers may share one terminal.
             with tqdm.external_write_mode() if show else nullcontext():
                 for text, answer in zip(chunk, answers, strict=True):
@@ -123,12 +128,29 @@ def _count_lines(file: Path | None) -> int | None:
         return sum(1 for _ in stream)
 
 
-def _as_json(text: str, answer: "Classification") -> str:
-    labels = [{"label": one.label, "score": one.score} for one in answer.labels]
+def _as_json(text: str, answer: "Classification | Tagging") -> str:
+    from muxserve.engine.scores import Tagging
+
+    found: dict[str, object]
+    if isinstance(answer, Tagging):
+        found = {
+            "words": [
+                {
+                    "word": one.word.text,
+                    "start": one.word.start,
+                    "end": one.word.end,
+                    "label": one.label,
+                    "score": one.score,
+                }
+                for one in answer.words
+            ]
+        }
+    else:
+        found = {"labels": [{"label": one.label, "score": one.score} for one in answer.labels]}
     return json.dumps(
         {
             "text": text,
-            "labels": labels,
+            **found,
             "num_instances": answer.num_instances,
             "truncated": answer.truncated,
         },
@@ -136,8 +158,13 @@ def _as_json(text: str, answer: "Classification") -> str:
     )
 
 
-def _as_line(text: str, answer: "Classification") -> str:
-    best = max(answer.labels, key=lambda one: one.score)
+def _as_line(text: str, answer: "Classification | Tagging") -> str:
+    from muxserve.engine.scores import Tagging
+
     cut = "  (truncated)" if answer.truncated else ""
+    if isinstance(answer, Tagging):
+        words = " ".join(f"{one.word.text}/{one.label}" for one in answer.words)
+        return f"N={answer.num_instances:<2}  {words}{cut}"
+    best = max(answer.labels, key=lambda one: one.score)
     shown = " ".join(text.split())
     return f"{best.label:<10}  {best.score:>7.4f}  N={answer.num_instances:<2}  {shown}{cut}"

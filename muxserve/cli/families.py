@@ -12,6 +12,7 @@ import typer
 from muxserve.cli.app import JsonOption, app, table, told_in_one_line
 
 if TYPE_CHECKING:
+    from muxserve.models.family import Family
     from muxserve.training.evaluation import Measured
 
 
@@ -59,9 +60,18 @@ def families(as_json: JsonOption = False) -> None:
 @told_in_one_line()
 def evaluate(
     family: Annotated[str, typer.Argument(help="A shipped family's name, or a folder.")],
-    data: Annotated[Path, typer.Option(help="CSV (with a header) or JSONL of labelled texts.")],
-    text_column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
-    label_column: Annotated[str, typer.Option(help="Column of the label names.")] = "label",
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="CSV (with a header) or JSONL of labelled texts; JSONL where words are labelled."
+        ),
+    ],
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the texts, or of lists of words; text or tokens.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the label names, or of lists; label or tags.")
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name of the data set; by default the file's name.")
     ] = None,
@@ -74,24 +84,42 @@ def evaluate(
     write: Annotated[
         bool, typer.Option("--write", help="Store the figures in the family's family.json.")
     ] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw quality against offline throughput into this .svg or .png."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a family's quality and flip rate at each N on labelled texts.
+    """Measure a family's quality and flip rate at each N on labelled texts or words.
 
     \b
     Examples:
       muxserve evaluate sentiment --data reviews.csv
       muxserve evaluate ./my-family --data test.jsonl --label-column stars --write
+      muxserve evaluate part-of-speech --data tagged.jsonl --figure quality.svg
     """
     from muxserve.engine.forward import DTYPES
     from muxserve.models.family import Family, read_spec, resolve
-    from muxserve.training.data import read_labelled
+    from muxserve.training.data import LabelledTexts, TaggedTexts, read_labelled, read_tagged
     from muxserve.training.evaluation import evaluate_family, store_measured
 
     folder = resolve(family)
-    texts = read_labelled(
-        data, read_spec(folder).labels, text_column=text_column, label_column=label_column
-    )
+    spec = read_spec(folder)
+    texts: LabelledTexts | TaggedTexts
+    if spec.of_tokens:
+        texts = read_tagged(
+            data,
+            spec.labels,
+            words_column=text_column or "tokens",
+            tags_column=label_column or "tags",
+        )
+    else:
+        texts = read_labelled(
+            data,
+            spec.labels,
+            text_column=text_column or "text",
+            label_column=label_column or "label",
+        )
     loaded = Family.load(folder, dtype=DTYPES[dtype])
     measured = evaluate_family(
         loaded, texts, dataset or data.name, groupings=groupings, progress=sys.stderr.isatty()
@@ -100,6 +128,32 @@ def evaluate(
     if write:
         store_measured(loaded.spec, measured, folder)
         typer.echo(f"written to {folder / 'family.json'}", err=True)
+    if figure is not None:
+        _draw(loaded, measured, texts.texts, figure)
+        typer.echo(f"drawn to {figure}", err=True)
+
+
+def _draw(
+    family: "Family", measured: "Sequence[Measured]", texts: "Sequence[str]", file: Path
+) -> None:
+    from muxserve.bench.figure import Point, draw
+    from muxserve.bench.offline import offline_rate
+    from muxserve.engine.config import available_cores
+    from muxserve.engine.tokens import TextEncoder
+
+    rows = [one.ids for one in TextEncoder.of_family(family).encode(texts)]
+    points = [
+        Point(
+            one.num_instances,
+            offline_rate(family, one.num_instances, rows, threads=available_cores()).texts_per_s,
+            one.quality.value,
+            one.quality.std,
+            one.ensembled,
+        )
+        for one in measured
+    ]
+    quality = measured[0].quality
+    draw(points, quality.metric, f"{family.spec.name}, {quality.dataset}", file)
 
 
 def print_measured(measured: "Sequence[Measured]", *, as_json: bool) -> None:
@@ -112,6 +166,7 @@ def print_measured(measured: "Sequence[Measured]", *, as_json: bool) -> None:
                 "flip_rate": one.flip_rate,
                 "ensembled": one.ensembled,
                 "calibration_error": one.calibration_error,
+                "by_length": [length.model_dump(mode="json") for length in one.by_length],
             }
             for one in measured
         ]

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +23,7 @@ from muxserve.engine.forward import DTYPES, Executor, TorchExecutor
 from muxserve.engine.line import Entry, Line
 from muxserve.engine.policy import choose
 from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
-from muxserve.engine.scores import LabelScore, label_scores
+from muxserve.engine.scores import Classification, Tagging, label_scores, word_labels
 from muxserve.engine.slots import Plan, plan, unplan
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import grid, measure
@@ -42,21 +42,6 @@ log = logging.getLogger(__name__)
 
 #: Texts of one call to ``classify`` that are submitted together, and such bundles in flight.
 _BUNDLE_TEXTS, _BUNDLES_IN_FLIGHT = 256, 4
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """The answer to one text.
-
-    Attributes:
-        labels: every label with its score, best first.
-        num_instances: the N that served it.
-        truncated: whether the text was cut to the family's maximum.
-    """
-
-    labels: list[LabelScore]
-    num_instances: int
-    truncated: bool
 
 
 class Engine:
@@ -84,7 +69,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.family = family
         self.widths = allowed_widths(family.spec, family.widths, self.config)
-        self.encoder = TextEncoder(family.tokenizer, family.spec.max_length)
+        self.encoder = TextEncoder.of_family(family)
         self.times = grid(family.spec.max_length, self.config.max_groups, family.padded_length)
         self._target_s = self.config.latency_target_ms / 1000
         self._executor = executor or TorchExecutor(
@@ -151,10 +136,42 @@ class Engine:
         """Classify texts and wait for all of them, in order.
 
         Raises:
-            MuxserveError: for the first text that has no answer.
+            MuxserveError: for the first text that has no answer, and for a family that labels
+                words.
         """
+        self._check_task(of_tokens=False)
         tokens = self.encoder.encode(texts, truncate=truncate)
-        options = options or RequestOptions()
+        predictions = self._predict(tokens, options or RequestOptions())
+        return self._classifications(predictions, tokens, raw_scores)
+
+    def tag(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool = True,
+        raw_scores: bool = False,
+        options: RequestOptions | None = None,
+    ) -> list[Tagging]:
+        """Label every word of texts and wait for all of them, in order.
+
+        Raises:
+            MuxserveError: for the first text that has no answer, and for a family that labels
+                texts.
+        """
+        self._check_task(of_tokens=True)
+        tokens = self.encoder.encode(texts, truncate=truncate)
+        predictions = self._predict(tokens, options or RequestOptions())
+        return [
+            Tagging(
+                word_labels(prediction.logits, one.words, self.family.spec, raw=raw_scores),
+                prediction.num_instances,
+                one.truncated,
+            )
+            for prediction, one in zip(predictions, tokens, strict=True)
+        ]
+
+    def _predict(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Prediction]:
+        """Predictions in order; raises the error of the first text that has none."""
         outcomes: list[Outcome] = []
         in_flight: deque[Request] = deque()
         for start in range(0, len(tokens), _BUNDLE_TEXTS):
@@ -165,7 +182,7 @@ class Engine:
             in_flight.append(request)
         for request in in_flight:
             outcomes += _outcomes(request)
-        return self._classifications(outcomes, tokens, raw_scores)
+        return _predictions(outcomes)
 
     async def classify_async(
         self,
@@ -176,9 +193,10 @@ class Engine:
         options: RequestOptions | None = None,
     ) -> list[Classification]:
         """``classify`` for an event loop: other tasks go on meanwhile."""
+        self._check_task(of_tokens=False)
         tokens = self.encoder.encode(texts, truncate=truncate)
         outcomes = await answer(self, tokens, options or RequestOptions())
-        return self._classifications(outcomes, tokens, raw_scores)
+        return self._classifications(_predictions(outcomes), tokens, raw_scores)
 
     def stats(self) -> EngineStats:
         """A copy of the counters."""
@@ -207,17 +225,23 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check_task(self, *, of_tokens: bool) -> None:
+        spec = self.family.spec
+        if spec.of_tokens != of_tokens:
+            what, method = ("words", "tag") if spec.of_tokens else ("texts", "classify")
+            raise InvalidInput(f"the family {spec.name} labels {what}; call {method}()")
+
     def _classifications(
-        self, outcomes: Sequence[Outcome], tokens: Sequence[Tokens], raw_scores: bool
+        self, predictions: Sequence[Prediction], tokens: Sequence[Tokens], raw_scores: bool
     ) -> list[Classification]:
-        """Answers in order; raises the error of the first text that has none."""
-        answers = []
-        for outcome, one in zip(outcomes, tokens, strict=True):
-            if isinstance(outcome, MuxserveError):
-                raise outcome
-            labels = label_scores(outcome.logits, self.family.spec, raw=raw_scores)
-            answers.append(Classification(labels, outcome.num_instances, one.truncated))
-        return answers
+        return [
+            Classification(
+                label_scores(prediction.logits, self.family.spec, raw=raw_scores),
+                prediction.num_instances,
+                one.truncated,
+            )
+            for prediction, one in zip(predictions, tokens, strict=True)
+        ]
 
     def _serve(self, on_progress: Callable[[float], None] | None) -> None:
         """The forward thread: warm up, then plan and run until the line is closed and empty."""
@@ -285,7 +309,8 @@ class Engine:
         )
         answers = unplan(logits, batch.slots, len(batch.texts))
         for entry, row in zip(batch.texts, answers, strict=True):
-            entry.settle(Prediction(row, batch.num_instances))
+            own = row[: entry.length] if self.family.spec.of_tokens else row
+            entry.settle(Prediction(own, batch.num_instances))
 
     def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
         """Run each half of a failed batch by itself, so that only the culprit fails."""
@@ -345,6 +370,16 @@ async def answer(
 def _resolve(done: "asyncio.Future[None]") -> None:
     if not done.done():
         done.set_result(None)
+
+
+def _predictions(outcomes: Sequence[Outcome]) -> list[Prediction]:
+    """Predictions; raises the error of the first text that has none."""
+    predictions = []
+    for outcome in outcomes:
+        if isinstance(outcome, MuxserveError):
+            raise outcome
+        predictions.append(outcome)
+    return predictions
 
 
 def _outcomes(request: Request) -> list[Outcome]:

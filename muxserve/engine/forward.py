@@ -24,7 +24,10 @@ class Executor(Protocol):
         """Set up the calling thread; called once, by the thread that will call ``run``."""
 
     def run(self, n: int, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Logits [rows, labels] float32 of rows of token ids, N=n to a group in order."""
+        """Logits float32 of rows of token ids, N=n to a group in order.
+
+        [rows, labels] of texts, or [rows, tokens of the longest, labels] of their tokens.
+        """
 
 
 class TorchExecutor:

@@ -13,16 +13,34 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a text, as its tokenizer sees words.
+
+    Attributes:
+        text: as it stands in the text.
+        start, end: its characters in the text, the end not included.
+        first: the token that it is read at.
+    """
+
+    text: str
+    start: int
+    end: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """One text as token ids.
 
     Attributes:
         ids: [length] int64, special tokens included.
         truncated: whether the text was cut to the family's maximum.
+        words: what is labelled, where that is words and not the text.
     """
 
     ids: np.ndarray
     truncated: bool = False
+    words: Sequence[Word] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,8 @@ class Prediction:
     """The answer to one text.
 
     Attributes:
-        logits: [labels] float32; the mean over the slots that held the text.
+        logits: [labels] float32 of the text, or [tokens, labels] of its tokens; the mean over the
+            slots that held the text.
         num_instances: the N that served it.
     """
 

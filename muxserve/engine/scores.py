@@ -1,9 +1,11 @@
-"""Logits in, labelled scores out, by the family's problem type."""
+"""Logits in, labelled scores out, by the family's problem type; and the answers they make up."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from muxserve.engine.request import Word
 from muxserve.models.family import FamilySpec
 
 
@@ -13,6 +15,64 @@ class LabelScore:
 
     label: str
     score: float
+
+
+@dataclass(frozen=True, slots=True)
+class WordLabel:
+    """A word of an answer, its best label and that label's score."""
+
+    word: Word
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to one text.
+
+    Attributes:
+        labels: every label with its score, best first.
+        num_instances: the N that served it.
+        truncated: whether the text was cut to the family's maximum.
+    """
+
+    labels: list[LabelScore]
+    num_instances: int
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tagging:
+    """The answer to one text whose words are labelled.
+
+    Attributes:
+        words: each word with its best label, in order.
+        num_instances: the N that served it.
+        truncated: whether the text was cut to the family's maximum.
+    """
+
+    words: list[WordLabel]
+    num_instances: int
+    truncated: bool
+
+
+def word_labels(
+    logits: np.ndarray, words: Sequence[Word], spec: FamilySpec, *, raw: bool = False
+) -> list[WordLabel]:
+    """The best label of each word.
+
+    Args:
+        logits: [tokens, labels] float32.
+        words: of the text.
+        spec: the family.
+        raw: give logits as scores, instead of probabilities.
+    """
+    answers = []
+    for word in words:
+        values = logits[word.first] if raw else _activate(logits[word.first], spec.problem_type)
+        best = int(values.argmax())
+        answers.append(WordLabel(word, spec.labels[best], float(values[best])))
+    return answers
 
 
 def label_scores(logits: np.ndarray, spec: FamilySpec, *, raw: bool = False) -> list[LabelScore]:

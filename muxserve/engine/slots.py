@@ -136,10 +136,10 @@ def _group(chosen: Sequence[W], oldest: W, n: int, max_groups: int) -> Plan[W]:
 
 
 def unplan(logits: np.ndarray, slots: Sequence[int], texts: int) -> np.ndarray:
-    """Mean logits [texts, labels] of each text over its slots, from logits [slots, labels]."""
+    """Mean logits of each text over its slots: [slots, ..., labels] to [texts, ..., labels]."""
     if texts == len(slots):
         return logits  # a full batch holds every text once, in order
-    sums = np.zeros((texts, logits.shape[1]), dtype=np.float32)
+    sums = np.zeros((texts, *logits.shape[1:]), dtype=np.float32)
     np.add.at(sums, slots, logits)
-    counts = np.bincount(slots, minlength=texts)
-    return np.asarray(sums / counts[:, None], dtype=np.float32)
+    counts = np.bincount(slots, minlength=texts).reshape(-1, *(1 for _ in logits.shape[1:]))
+    return np.asarray(sums / counts, dtype=np.float32)

@@ -5,24 +5,32 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from muxserve.engine.request import Tokens
+from muxserve.engine.request import Tokens, Word
 from muxserve.errors import InvalidInput, TextTooLong
+from muxserve.models.family import Family
 
 
 class TextEncoder:
     """Tokenizes for one family. Safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, max_length: int, *, words: bool = False) -> None:
         """Args:
         tokenizer: the family's tokenizer; it is copied.
         max_length: most tokens of a text, special tokens included.
+        words: say where the words of each text are.
         """
         self.max_length = max_length
+        self._words = words
         self._whole = Tokenizer.from_str(tokenizer.to_str())
         self._whole.no_padding()
         self._whole.no_truncation()
         self._cut = Tokenizer.from_str(self._whole.to_str())
         self._cut.enable_truncation(max_length)
+
+    @classmethod
+    def of_family(cls, family: Family) -> "TextEncoder":
+        """The encoder that a family's task asks for."""
+        return cls(family.tokenizer, family.spec.max_length, words=family.spec.of_tokens)
 
     def encode(self, texts: Sequence[str], *, truncate: bool = True) -> list[Tokens]:
         """Token ids of each text.
@@ -37,6 +45,8 @@ class TextEncoder:
         # One text is quicker without the batch call's thread pool.
         if len(texts) == 1:
             encodings = [self._whole.encode(texts[0])]
+        elif self._words:
+            encodings = self._whole.encode_batch(list(texts))
         else:
             encodings = self._whole.encode_batch_fast(list(texts))
         return [
@@ -44,16 +54,33 @@ class TextEncoder:
         ]
 
     def _fit(self, encoding: Encoding, texts: Sequence[str], index: int, truncate: bool) -> Tokens:
-        ids = encoding.ids
-        if len(ids) <= self.max_length:
-            return Tokens(np.asarray(ids, dtype=np.int64))
-        if not truncate:
+        cut = len(encoding.ids) > self.max_length
+        if cut and not truncate:
             raise TextTooLong(
-                f"the text has {len(ids)} tokens, the family takes {self.max_length}; shorten it "
-                "or allow truncation",
+                f"the text has {len(encoding.ids)} tokens, the family takes {self.max_length}; "
+                "shorten it or allow truncation",
                 field=_field(index, texts),
             )
-        return Tokens(np.asarray(self._cut.encode(texts[index]).ids, dtype=np.int64), True)
+        if cut:
+            encoding = self._cut.encode(texts[index])
+        words = _words(encoding, texts[index]) if self._words else ()
+        return Tokens(np.asarray(encoding.ids, dtype=np.int64), cut, words)
+
+
+def _words(encoding: Encoding, text: str) -> list[Word]:
+    words: list[Word] = []
+    before = None
+    for place, (word, (start, end)) in enumerate(
+        zip(encoding.word_ids, encoding.offsets, strict=True)
+    ):
+        if word is None:
+            continue
+        if word == before:
+            start, place = words[-1].start, words[-1].first
+            words.pop()
+        words.append(Word(text[start:end], start, end, place))
+        before = word
+    return words
 
 
 def _field(index: int, texts: Sequence[str]) -> str:

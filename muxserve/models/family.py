@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -27,6 +28,12 @@ from muxserve.models.config import MuxConfig
 from muxserve.models.official import is_official
 
 FAMILY_FILE = "family.json"
+Task = Literal["sequence-classification", "token-classification"]
+#: What loads the checkpoints of each task.
+AUTO_MODELS: dict[Task, Any] = {
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+}
 #: Model types whose positions start after the padding id, so that the table has fewer for tokens.
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
@@ -46,6 +53,16 @@ class Quality(BaseModel):
     measured_on: str = Field(description="Date, ISO 8601.")
 
 
+class LengthQuality(BaseModel):
+    """Quality on texts of some lengths."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_tokens: int | None = Field(description="Most tokens of these texts; null for the longest.")
+    value: float = Field(description="Mean over random groupings, of the member's metric.")
+    examples: int = Field(ge=1, description="Examples among them.")
+
+
 class Member(BaseModel):
     """One N of a family."""
 
@@ -63,6 +80,9 @@ class Member(BaseModel):
     calibration_error: float | None = Field(
         None, ge=0, le=1, description="How far confidence is from being right (ECE, 15 bins)."
     )
+    by_length: list[LengthQuality] | None = Field(
+        None, description="Quality by the token count of a text, ascending."
+    )
 
 
 class FamilySpec(BaseModel):
@@ -71,7 +91,7 @@ class FamilySpec(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, description="Name of the family.")
-    task: Literal["sequence-classification"] = Field(description="Task of every member.")
+    task: Task = Field(description="Task of every member.")
     problem_type: Literal[
         "single_label_classification", "multi_label_classification", "regression"
     ] = Field("single_label_classification", description="Decides how logits become scores.")
@@ -86,6 +106,17 @@ class FamilySpec(BaseModel):
         if widths != sorted(set(widths)):
             raise ValueError(f"members must be in ascending order of num_instances, got {widths}")
         return self
+
+    @model_validator(mode="after")
+    def _tokens_have_one_label(self) -> "FamilySpec":
+        if self.of_tokens and self.problem_type != "single_label_classification":
+            raise ValueError(f"tokens are classified with one label each, not {self.problem_type}")
+        return self
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether every token gets a label, rather than the text."""
+        return self.task == "token-classification"
 
 
 class Family:
@@ -140,7 +171,9 @@ class Family:
         tokenizer = _read_tokenizer(folder / spec.tokenizer)
         configs = _check_members(wanted, spec, folder, tokenizer)
         loaded = {
-            path: _load_member(folder / path, config, dtype or fastest_dtype(configs.values()))
+            path: _load_member(
+                folder / path, config, spec.task, dtype or fastest_dtype(configs.values())
+            )
             for path, config in configs.items()
         }
         models = {member.num_instances: loaded[member.path] for member in wanted}
@@ -177,7 +210,10 @@ def check_family(family: str | Path) -> FamilySpec:
 def member_logits(
     model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, n: int
 ) -> torch.Tensor:
-    """Logits [B, labels] of one member for [B, L] ids; a plain classifier is the N=1 member."""
+    """Logits of one member for [B, L] ids; a plain classifier is the N=1 member.
+
+    [B, labels] of texts, [B, L, labels] of tokens.
+    """
     if isinstance(model.config, MuxConfig):
         output = model(input_ids, attention_mask, num_instances=n)
     else:
@@ -275,7 +311,7 @@ def _check_members(
     configs: dict[str, PreTrainedConfig] = {}
     for member in members:
         if member.path not in configs:
-            configs[member.path] = _check_checkpoint(folder / member.path)
+            configs[member.path] = _check_checkpoint(folder / member.path, spec.task)
         _check_member(configs[member.path], member, spec, folder)
     pieces = tokenizer.get_vocab_size()
     for path, config in configs.items():
@@ -296,15 +332,17 @@ def _check_members(
     return configs
 
 
-def _load_member(folder: Path, config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _load_member(
+    folder: Path, config: PreTrainedConfig, task: Task, dtype: torch.dtype
+) -> PreTrainedModel:
     # Not from_pretrained: all is checked by now, and it would draw a progress bar for each member.
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    model: PreTrainedModel = AUTO_MODELS[task].from_config(config)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     torch.nn.Module.to(model, dtype)
     return model.eval()
 
 
-def _check_checkpoint(folder: Path) -> PreTrainedConfig:
+def _check_checkpoint(folder: Path, task: Task) -> PreTrainedConfig:
     """A checkpoint's config, once every tensor's name and shape agrees with it."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -315,7 +353,7 @@ def _check_checkpoint(folder: Path) -> PreTrainedConfig:
             raise FamilyError(_unconverted(folder, stored))
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            expected = AutoModelForSequenceClassification.from_config(config).state_dict()
+            expected = AUTO_MODELS[task].from_config(config).state_dict()
     except (ValueError, OSError, TypeError) as error:
         raise FamilyError(f"{folder / 'config.json'}: {error}") from None
     file = folder / "model.safetensors"

@@ -107,13 +107,17 @@ class TokenClassification(MuxPreTrainedModel):
             MuxOutput with logits [B, L, labels], never with a prefix.
         """
         encoded = self.encode(input_ids, attention_mask, num_instances)
-        states = self.separate(encoded)
-        logits = self.classifier(self.dropout(self.project(encoded, states)))
+        logits, states = self.classify(encoded)
         output = _output(encoded, logits, states)
         if labels is None:
             return output
         loss = token_classification_loss(logits, labels)
         return self._with_losses(output, encoded, loss, retrieval_slots)
+
+    def classify(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, L, labels] of an encoded batch, and the states [B, L, H] read."""
+        states = self.separate(encoded)
+        return self.classifier(self.dropout(self.project(encoded, states))), states
 
 
 class MaskedLM(MuxPreTrainedModel):

@@ -59,12 +59,16 @@ class BundleAnswer:
     """Outcomes of a bundle's texts.
 
     Attributes:
-        logits: [texts, labels] float32; zeros where a text failed.
+        logits: [texts, labels] float32, zeros where a text failed; or the tokens of all texts,
+            [sum of tokens, labels].
+        tokens: [texts] int32, how many tokens of each text are in ``logits``; None where its rows
+            are texts.
         num_instances: [texts] int32.
         errors: by index of text.
     """
 
     logits: np.ndarray
+    tokens: np.ndarray | None
     num_instances: np.ndarray
     errors: dict[int, MuxserveError]
 
@@ -106,9 +110,16 @@ def unpack(bundle: Bundle, now_s: float) -> list[tuple[list[Tokens], RequestOpti
     return requests
 
 
-def pack_answer(outcomes: Sequence[Outcome], labels: int) -> BundleAnswer:
-    """Outcomes of every text of a bundle as one answer."""
-    logits = np.zeros((len(outcomes), labels), np.float32)
+def pack_answer(outcomes: Sequence[Outcome], labels: int, *, of_tokens: bool) -> BundleAnswer:
+    """Outcomes of every text of a bundle as one answer.
+
+    Args:
+        outcomes: of each text.
+        labels: labels that the family has.
+        of_tokens: whether tokens are labelled, and not texts.
+    """
+    nothing = np.zeros((0, labels) if of_tokens else labels, np.float32)
+    logits = [nothing] * len(outcomes)
     num_instances = np.zeros(len(outcomes), np.int32)
     errors: dict[int, MuxserveError] = {}
     for index, outcome in enumerate(outcomes):
@@ -117,12 +128,18 @@ def pack_answer(outcomes: Sequence[Outcome], labels: int) -> BundleAnswer:
         else:
             logits[index] = outcome.logits
             num_instances[index] = outcome.num_instances
-    return BundleAnswer(logits, num_instances, errors)
+    if not of_tokens:
+        return BundleAnswer(np.stack(logits), None, num_instances, errors)
+    tokens = np.fromiter(map(len, logits), np.int32, len(logits))
+    return BundleAnswer(np.concatenate(logits), tokens, num_instances, errors)
 
 
 def unpack_answer(answer: BundleAnswer) -> list[Outcome]:
     """The outcome of each text of a bundle."""
-    predictions = zip(answer.logits, answer.num_instances.tolist(), strict=True)
+    rows: Sequence[np.ndarray] | np.ndarray = answer.logits
+    if answer.tokens is not None:
+        rows = np.split(answer.logits, np.cumsum(answer.tokens)[:-1])
+    predictions = zip(rows, answer.num_instances.tolist(), strict=True)
     return [
         answer.errors.get(index) or Prediction(logits, n)
         for index, (logits, n) in enumerate(predictions)

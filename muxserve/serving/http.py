@@ -29,6 +29,8 @@ from muxserve.serving.schemas import (
     ClassificationParameters,
     ClassificationRequest,
     PredictRequest,
+    TokenClassificationParameters,
+    TokenClassificationRequest,
     parse,
 )
 from muxserve.serving.service import Answered, TextService
@@ -60,7 +62,8 @@ class _HttpApp(FastAPI):
         # A path with a slash too many is unknown, not elsewhere.
         self.router.redirect_slashes = False
         limits = service.limits
-        for path, answer in (("/predict", self._predict), ("/", self._classify)):
+        hugging_face = self._tag if service.spec.of_tokens else self._classify
+        for path, answer in (("/predict", self._predict), ("/", hugging_face)):
             endpoint = _JsonEndpoint(answer, limits.max_body_bytes, limits.request_timeout_s)
             self.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
         for path, get in (
@@ -103,6 +106,17 @@ class _HttpApp(FastAPI):
         answered = await self._service.classify(_as_list(request.inputs))
         answers = entries(answered, self._service.spec, parameters.function_to_apply)
         return _answer([one[: parameters.top_k] for one in answers], answered)
+
+    async def _tag(self, body: bytes) -> Reply:
+        request = parse(TokenClassificationRequest, body)
+        parameters = request.parameters or TokenClassificationParameters()
+        ignored = set(parameters.ignore_labels or ())
+        answered = await self._service.classify(_as_list(request.inputs))
+        answers = [
+            [_as_entity(entry) for entry in one if entry["label"] not in ignored]
+            for one in entries(answered, self._service.spec)
+        ]
+        return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
 
     async def _health(self, _: Request) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
@@ -158,11 +172,16 @@ def _as_list(inputs: str | list[str]) -> list[str]:
     return [inputs] if isinstance(inputs, str) else inputs
 
 
+def _as_entity(entry: Entry) -> Entry:
+    """A word's entry as ``InferenceClient.token_classification`` reads it."""
+    return {("entity_group" if key == "label" else key): value for key, value in entry.items()}
+
+
 def _answer(content: list[Entry] | list[list[Entry]], answered: Answered) -> Reply:
     widest = max(prediction.num_instances for prediction in answered.predictions)
     headers = [
         (b"x-muxserve-num-instances", str(widest).encode()),
-        (b"x-muxserve-truncated", str(sum(answered.truncated)).encode()),
+        (b"x-muxserve-truncated", str(answered.truncated).encode()),
     ]
     return Reply(200, orjson.dumps(content), headers)
 

@@ -46,7 +46,7 @@ class MuxIngress:
             family = Family.load(config.family, widths=[])
             calls = ReplicaCalls(replicas, config.ingress.replica_wait_s)
             backend = BundlingBackend(calls, config.ingress)
-        encoder = TextEncoder(family.tokenizer, family.spec.max_length)
+        encoder = TextEncoder.of_family(family)
         self._service = TextService(family.spec, encoder, backend, config.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -66,8 +66,9 @@ class MuxIngress:
         """Classify through a handle: ``serve.get_app_handle("default").classify.remote([...])``.
 
         Returns:
-            Entries with label, score and num_instances, best first: a list of them for one text,
-            and a list of such lists for a list of texts.
+            Entries with label, score and num_instances: of a text best first; of words in order,
+            with word, start and end. A list of them for one text, and a list of such lists for a
+            list of texts.
 
         Raises:
             MuxserveError: as ``POST /predict`` answers, with the same codes.

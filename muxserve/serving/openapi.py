@@ -13,15 +13,18 @@ from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from muxserve.serving.errors import Internal, MalformedJson
 from muxserve.serving.schemas import (
     ClassificationRequest,
+    EntityEntry,
     ErrorBody,
     Health,
     LabelEntry,
     PredictRequest,
+    TokenClassificationRequest,
+    WordEntry,
 )
 
 _ABOUT = """
-Texts in, labels and scores out, by a data-multiplexed language model: N texts share one forward
-pass, and every answer says which N served it.
+Texts in, labels and scores of the texts or of their words out, by a data-multiplexed language
+model: N texts share one forward pass, and every answer says which N served it.
 
 Every error has the body `{"error": code, "message": ..., "field": ...}`; codes are stable.
 """
@@ -63,15 +66,20 @@ _described = FastAPI(title="muxserve", version=__version__, description=_ABOUT)
 @_described.post(
     "/predict", responses={**_ANSWER, **_TEXT_ERRORS}, response_model_exclude_none=True
 )
-def predict(body: PredictRequest) -> list[LabelEntry] | list[list[LabelEntry]]:
+def predict(
+    body: PredictRequest,
+) -> list[LabelEntry] | list[list[LabelEntry]] | list[WordEntry] | list[list[WordEntry]]:
     """Classify, in the shape of text-embeddings-inference: one list for a text, a list of lists for
-    a list of texts."""
+    a list of texts. A family that labels words answers with an entry for each word."""
     raise NotImplementedError
 
 
 @_described.post("/", responses={**_ANSWER, **_TEXT_ERRORS}, response_model_exclude_none=True)
-def classify(body: ClassificationRequest) -> list[list[LabelEntry]]:
-    """Classify, in the shape of `huggingface_hub.InferenceClient(...).text_classification`."""
+def classify(
+    body: ClassificationRequest | TokenClassificationRequest,
+) -> list[list[LabelEntry]] | list[EntityEntry] | list[list[EntityEntry]]:
+    """Classify, in the shape of `huggingface_hub.InferenceClient(...).text_classification`, or of
+    `.token_classification` where the family labels words."""
     raise NotImplementedError
 
 

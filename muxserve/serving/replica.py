@@ -85,7 +85,8 @@ async def answer_bundle(engine: Engine, bundle: Bundle) -> BundleAnswer:
             outcomes += [refused[index]] * len(request.tokens)
         else:
             outcomes += [outcome for outcome in request.outcomes if outcome is not None]
-    return pack_answer(outcomes, len(engine.family.spec.labels))
+    spec = engine.family.spec
+    return pack_answer(outcomes, len(spec.labels), of_tokens=spec.of_tokens)
 
 
 def _resolve(done: "asyncio.Future[None]") -> None:

@@ -113,11 +113,57 @@ class ClassificationRequest(BaseModel):
     parameters: ClassificationParameters | None = Field(None, description="What to answer.")
 
 
+class TokenClassificationParameters(BaseModel):
+    """``parameters`` of ``POST /`` where words are labelled."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    aggregation_strategy: Literal["first"] | None = Field(
+        None, description="A word has the label of its first token; there is no other way here."
+    )
+    ignore_labels: list[str] | None = Field(None, description="Leave out words of these labels.")
+
+
+class TokenClassificationRequest(BaseModel):
+    """Body of ``POST /`` where words are labelled, as ``huggingface_hub.InferenceClient``'s."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={"example": {"inputs": "The jury further said."}},
+    )
+
+    inputs: Texts = Field(description="A text, or a list of texts.")
+    parameters: TokenClassificationParameters | None = Field(None, description="What to answer.")
+
+
 class LabelEntry(BaseModel):
     """One label of an answer; entries of a text come best first."""
 
     label: str = Field(description="Name of the label.")
     score: float = Field(description="Its probability, or logit.")
+    num_instances: int = Field(description="The N that served the text.")
+    truncated: Literal[True] | None = Field(
+        None, description="Present where the text was cut to the family's maximum."
+    )
+
+
+class WordEntry(LabelEntry):
+    """One word of an answer and its best label; entries of a text come in order."""
+
+    word: str = Field(description="The word, as it stands in the text.")
+    start: int = Field(description="Its first character in the text.")
+    end: int = Field(description="The character after its last.")
+
+
+class EntityEntry(BaseModel):
+    """One word of an answer, in the shape of ``huggingface_hub.InferenceClient``."""
+
+    entity_group: str = Field(description="Name of the label.")
+    score: float = Field(description="Its probability.")
+    word: str = Field(description="The word, as it stands in the text.")
+    start: int = Field(description="Its first character in the text.")
+    end: int = Field(description="The character after its last.")
     num_instances: int = Field(description="The N that served the text.")
     truncated: Literal[True] | None = Field(
         None, description="Present where the text was cut to the family's maximum."
@@ -138,7 +184,7 @@ class ErrorBody(BaseModel):
     field: str | None = Field(None, description="The field at fault, such as inputs[3].")
 
 
-Body = TypeVar("Body", PredictRequest, ClassificationRequest)
+Body = TypeVar("Body", PredictRequest, ClassificationRequest, TokenClassificationRequest)
 
 
 def parse(model: type[Body], body: bytes) -> Body:
@@ -164,7 +210,10 @@ def parse(model: type[Body], body: bytes) -> Body:
 
 
 def _fields_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    nested = ClassificationParameters if len(loc) > 1 else model
+    if len(loc) == 1:
+        return list(model.model_fields)
+    tokens = model is TokenClassificationRequest
+    nested = TokenClassificationParameters if tokens else ClassificationParameters
     return list(nested.model_fields)
 
 

@@ -23,10 +23,15 @@ _OFF_LOOP_TEXTS = 32
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Predictions of one request, and which of its texts were cut."""
+    """Predictions of one request, and the tokens of its texts."""
 
     predictions: list[Prediction]
-    truncated: list[bool]
+    tokens: list[Tokens]
+
+    @property
+    def truncated(self) -> int:
+        """How many of its texts were cut."""
+        return sum(one.truncated for one in self.tokens)
 
 
 class TextService:
@@ -81,7 +86,7 @@ class TextService:
             if isinstance(outcome, MuxserveError):
                 raise _of_text(outcome, index, len(texts))
             predictions.append(outcome)
-        return Answered(predictions, [one.truncated for one in tokens])
+        return Answered(predictions, tokens)
 
     async def _encode(self, texts: Sequence[str], truncate: bool) -> list[Tokens]:
         if len(texts) < _OFF_LOOP_TEXTS:

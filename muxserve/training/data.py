@@ -22,6 +22,22 @@ class LabelledTexts:
         return len(self.texts)
 
 
+@dataclass(frozen=True)
+class TaggedTexts:
+    """Texts as words, with the class id of each word."""
+
+    words: list[list[str]]
+    tags: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def texts(self) -> list[str]:
+        """The words of each text with spaces between."""
+        return [" ".join(words) for words in self.words]
+
+
 def read_labelled(
     path: Path, labels: Sequence[str], *, text_column: str = "text", label_column: str = "label"
 ) -> LabelledTexts:
@@ -50,6 +66,40 @@ def read_labelled(
     if not texts:
         raise ValueError(f"{path}: no rows")
     return LabelledTexts(texts, classes)
+
+
+def read_tagged(
+    path: Path, labels: Sequence[str], *, words_column: str = "tokens", tags_column: str = "tags"
+) -> TaggedTexts:
+    """Read a JSONL file of words and the tag of each.
+
+    Args:
+        path: the file.
+        labels: the tag names, in the order of their class ids.
+
+    Raises:
+        ValueError: naming the file and line, for a missing column, an unknown tag, words and tags
+            that do not match, a text without words, an empty word, or bytes that are not UTF-8.
+    """
+    ids = {name: index for index, name in enumerate(labels)}
+    texts = TaggedTexts([], [])
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path}: expected a .jsonl file of words and their tags")
+    for line, row in _rows(path):
+        words = _list_column(path, line, row, words_column)
+        tags = _list_column(path, line, row, tags_column)
+        if len(words) != len(tags):
+            raise ValueError(f"{path}, line {line}: {len(words)} words, but {len(tags)} tags")
+        unknown = [tag for tag in tags if tag not in ids]
+        if unknown:
+            raise ValueError(
+                f"{path}, line {line}: unknown tag {unknown[0]!r}; known: {', '.join(labels)}"
+            )
+        texts.words.append(words)
+        texts.tags.append([ids[tag] for tag in tags])
+    if not texts.words:
+        raise ValueError(f"{path}: no rows")
+    return texts
 
 
 def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
@@ -84,6 +134,18 @@ def _column(path: Path, line: int, row: dict[str, object], column: str, *, empty
     value = str(row[column])
     if not value.strip():
         raise ValueError(f"{path}, line {line}: {empty}")
+    return value
+
+
+def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> list[str]:
+    if column not in row:
+        found = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
+    value = row[column]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{path}, line {line}: {column} is not a list of strings")
+    if not value or not all(one.strip() for one in value):
+        raise ValueError(f"{path}, line {line}: {column} is empty, or has an empty entry")
     return value
 
 

@@ -27,7 +27,8 @@ from muxserve.models.convert import (
     read_config,
     read_tokenizer,
 )
-from muxserve.models.family import Family, FamilySpec, Member, write_spec
+from muxserve.models.family import Family, FamilySpec, Member, Task, write_spec
+from muxserve.models.tasks import TokenClassification
 from muxserve.training.data import LabelledTexts, checksum, read_texts
 from muxserve.training.evaluation import (
     Measured,
@@ -35,6 +36,7 @@ from muxserve.training.evaluation import (
     grouped_predictions,
     store_measured,
 )
+from muxserve.training.goals import Goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer
@@ -115,7 +117,7 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     work = recipe.work_folder
     _claim(work, recipe, texts)
 
-    goals = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
+    logits = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
     kept = list(range(int(encoder.sizes["vocab_size"])))
     if recipe.word_pieces is not None:
         tokenizer, kept = cut_tokenizer(tokenizer, texts, recipe.word_pieces)
@@ -132,19 +134,19 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     order = torch.randperm(len(texts)).tolist()
     held, trained = order[: recipe.held_out], order[recipe.held_out :]
     rows = token_ids(tokenizer, texts, recipe.max_length)
-    answers = goals.argmax(dim=-1)
+    answers = logits.argmax(dim=-1)
     held_rows = [rows[i] for i in held]
 
     def evaluate(step: int) -> None:
         for n in recipe.num_instances:
-            logits = grouped_predictions(student, held_rows, n, seed=step)
-            agreement = accuracy(logits, answers[held].tolist())
+            guesses = grouped_predictions(student, held_rows, n, seed=step)
+            agreement = accuracy(guesses, answers[held].tolist())
             log.info("step %d N=%d agreement with the teacher %.4f", step, n, agreement)
 
     distill(
         student,
         [rows[i] for i in trained],
-        goals[trained],
+        Goals(logits[trained]),
         recipe.distill,
         work / "distil.pt",
         evaluate=evaluate,
@@ -177,6 +179,7 @@ def build_student(
     widths: Sequence[int],
     max_length: int,
     labels: Sequence[str],
+    task: Task = "sequence-classification",
 ) -> Student:
     """A student of ``NETWORK`` cut from an encoder.
 
@@ -187,6 +190,7 @@ def build_student(
         widths: every N, 1 among them.
         max_length: positions.
         labels: label names.
+        task: what the student is for.
     """
     if isinstance(layers, int):
         layers = spread(layers, encoder.layers)
@@ -202,7 +206,7 @@ def build_student(
         id2label=dict(enumerate(labels)),
         label2id={name: index for index, name in enumerate(labels)},
     )
-    return cut_student(encoder, config, layers, kept)
+    return cut_student(encoder, config, layers, kept, task)
 
 
 def spread(count: int, available: int) -> list[int]:
@@ -228,7 +232,9 @@ def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -
     ids: dict[Any, str] = config.id2label or {}
     spec = FamilySpec(
         name=name,
-        task="sequence-classification",
+        task="token-classification"
+        if isinstance(model, TokenClassification)
+        else "sequence-classification",
         labels=[ids[index] for index in range(config.label_count)],
         max_length=config.trained_length,
         members=[Member(num_instances=n, path=WEIGHTS) for n in config.served_widths],

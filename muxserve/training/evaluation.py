@@ -12,14 +12,67 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from muxserve.models.family import Family, FamilySpec, Quality, member_logits, write_spec
-from muxserve.training.data import LabelledTexts, checksum, pad_batch
+from muxserve.models.family import (
+    Family,
+    FamilySpec,
+    LengthQuality,
+    Quality,
+    member_logits,
+    write_spec,
+)
+from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, pad_batch
+from muxserve.training.tags import tagged_rows
+from muxserve.training.teacher import token_ids
 
 #: Partners are drawn among texts whose lengths differ by about this many tokens.
 _LENGTH_JITTER_TOKENS = 2.0
+
+
+#: Token counts that quality is told by: up to each of these, and above the last.
+_LENGTH_STEPS = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded texts and the class ids that are right: one per text, or one per word.
+
+    Attributes:
+        ids: token ids of each text.
+        labels: [items] class ids; -1 at a word that truncation cut off: no answer to it is right.
+        firsts: where items are words, the token that each word of each text is read at.
+    """
+
+    ids: list[list[int]]
+    labels: torch.Tensor
+    firsts: list[list[int | None]] | None = None
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[items] the token count of the text that each item is of."""
+        lengths = torch.tensor([len(row) for row in self.ids])
+        if self.firsts is None:
+            return lengths
+        return lengths.repeat_interleave(torch.tensor([len(words) for words in self.firsts]))
+
+
+def labelled_examples(tokenizer: Tokenizer, texts: LabelledTexts, max_length: int) -> Examples:
+    """Texts with a label each, cut to ``max_length`` tokens."""
+    return Examples(token_ids(tokenizer, texts.texts, max_length), torch.tensor(texts.labels))
+
+
+def tagged_examples(tokenizer: Tokenizer, texts: TaggedTexts, max_length: int) -> Examples:
+    """Texts with a label for each word, cut to ``max_length`` tokens."""
+    rows = tagged_rows(tokenizer, texts, max_length)
+    labels = [
+        tag if first is not None else -1
+        for firsts, tags in zip(rows.firsts, texts.tags, strict=True)
+        for first, tag in zip(firsts, tags, strict=True)
+    ]
+    return Examples(rows.ids, torch.tensor(labels), rows.firsts)
 
 
 @dataclass(frozen=True)
@@ -33,6 +86,7 @@ class Measured:
         ensembled: share of right labels where a text's logits are averaged over all groupings, as
             where it takes that many free slots.
         calibration_error: expected calibration error, its mean over the groupings.
+        by_length: quality by the token count of the texts.
     """
 
     num_instances: int
@@ -40,11 +94,12 @@ class Measured:
     flip_rate: float
     ensembled: float
     calibration_error: float
+    by_length: list[LengthQuality]
 
 
 def evaluate_family(
     family: Family,
-    data: LabelledTexts,
+    data: LabelledTexts | TaggedTexts,
     dataset_name: str,
     *,
     metric: str = "accuracy",
@@ -55,7 +110,7 @@ def evaluate_family(
 
     Args:
         family: a loaded family.
-        data: texts with labels, in the family's order of labels.
+        data: texts or words with labels, in the family's order of labels.
         dataset_name: data set and split, as it is to be written down.
         metric: what the share of right labels is called.
         groupings: random groupings, at least 2.
@@ -65,16 +120,25 @@ def evaluate_family(
     """
     if groupings < 2:
         raise ValueError(f"a flip rate needs at least 2 groupings, got {groupings}")
-    family.tokenizer.enable_truncation(family.spec.max_length)
-    rows = [encoding.ids for encoding in family.tokenizer.encode_batch(data.texts)]
-    labels = torch.tensor(data.labels)
+    if isinstance(data, TaggedTexts):
+        examples = tagged_examples(family.tokenizer, data, family.spec.max_length)
+    else:
+        examples = labelled_examples(family.tokenizer, data, family.spec.max_length)
+    labels = examples.labels
     bar = tqdm(total=len(family.models) * groupings, unit="pass", disable=not progress)
     measured = []
     for n, model in family.models.items():
         logits = []
         for seed in range(groupings):
             logits.append(
-                grouped_predictions(model, rows, n, seed=seed, padded_length=family.padded_length)
+                grouped_predictions(
+                    model,
+                    examples.ids,
+                    n,
+                    firsts=examples.firsts,
+                    seed=seed,
+                    padded_length=family.padded_length,
+                )
             )
             bar.update()
         predictions = [one.argmax(dim=-1) for one in logits]
@@ -86,7 +150,7 @@ def evaluate_family(
             value=round(statistics.fmean(scores), 4),
             std=round(statistics.stdev(scores), 4),
             groupings=groupings,
-            examples=len(data),
+            examples=len(labels),
             dataset=dataset_name,
             dataset_sha256=checksum(data.texts),
             measured_on=date.today().isoformat(),
@@ -99,6 +163,7 @@ def evaluate_family(
                 flip_rate=round(statistics.fmean(flips), 4),
                 ensembled=round(float((together == labels).float().mean()), 4),
                 calibration_error=round(statistics.fmean(errors), 4),
+                by_length=_by_length(torch.stack(predictions) == labels, examples.lengths),
             )
         )
     bar.close()
@@ -114,7 +179,22 @@ def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path)
             member.flip_rate = by_n[member.num_instances].flip_rate
             member.ensembled = by_n[member.num_instances].ensembled
             member.calibration_error = by_n[member.num_instances].calibration_error
+            member.by_length = by_n[member.num_instances].by_length
     write_spec(folder, spec)
+
+
+def _by_length(right: torch.Tensor, lengths: torch.Tensor) -> list[LengthQuality]:
+    """Share of right answers [groupings, items] by the token count of each item's text."""
+    shares = []
+    edges = (0, *_LENGTH_STEPS, None)
+    for low, high in itertools.pairwise(edges):
+        among = lengths > (low or 0)
+        if high is not None:
+            among &= lengths <= high
+        if among.any():
+            value = round(float(right[:, among].float().mean()), 4)
+            shares.append(LengthQuality(max_tokens=high, value=value, examples=int(among.sum())))
+    return shares
 
 
 def calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
@@ -138,26 +218,49 @@ def grouped_predictions(
     rows: Sequence[Sequence[int]],
     n: int,
     *,
+    firsts: Sequence[Sequence[int | None]] | None = None,
     seed: int,
     padded_length: int | None = None,
     groups_per_batch: int = 32,
 ) -> torch.Tensor:
-    """Logits [rows, labels] of every text at N=n with random partners of near length.
+    """Logits of every text, or of every word, at N=n with random partners of near length.
 
     The slots that the last group lacks are filled with texts of its own batch, as a server fills
     them; only the first appearance of a text counts.
+
+    Args:
+        model: a member.
+        rows: token ids of each text.
+        n: N.
+        firsts: the token that each word of each text is read at, where words are labelled.
+        seed: of the grouping.
+        padded_length: length that every text is padded to; None for the longest of a batch.
+        groups_per_batch: groups in one forward.
+
+    Returns:
+        [rows, labels], or [words, labels] in the order of texts and words; 0 at words without a
+        token.
     """
     rng = random.Random(seed)
     order = list(range(len(rows)))
     rng.shuffle(order)
     order.sort(key=lambda i: len(rows[i]) + rng.uniform(-1, 1) * _LENGTH_JITTER_TOKENS)
     size = groups_per_batch * n
-    logits = torch.empty(len(rows), int(model.config.num_labels or 0))
+    starts = list(itertools.accumulate((len(words) for words in firsts or ()), initial=0))
+    items = starts[-1] if firsts is not None else len(rows)
+    logits = torch.zeros(items, int(model.config.num_labels or 0))
     for start in range(0, len(order), size):
         picked = order[start : start + size]
         fill = -len(picked) % n
         filled = picked + [picked[i % len(picked)] for i in range(fill)]
         pad_id = model.config.pad_token_id or 0
         ids, mask = pad_batch([rows[i] for i in filled], pad_id, padded_length, device=model.device)
-        logits[picked] = member_logits(model, ids, mask, n)[: len(picked)].cpu()
+        of_batch = member_logits(model, ids, mask, n)[: len(picked)].cpu()
+        if firsts is None:
+            logits[picked] = of_batch
+            continue
+        for index, of_tokens in zip(picked, of_batch, strict=True):
+            for word, first in enumerate(firsts[index], starts[index]):
+                if first is not None:
+                    logits[word] = of_tokens[first]
     return logits

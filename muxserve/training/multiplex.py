@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, Field
-from torch.nn.functional import log_softmax, softmax
 from tqdm import tqdm
 
 from muxserve.training.data import near_length_batches, pad_batch
+from muxserve.training.goals import Goals, soft_cross_entropy
 from muxserve.training.pretrained import Student
 
 log = logging.getLogger(__name__)
@@ -49,19 +49,19 @@ class DistillSettings(BaseModel):
 def distill(
     model: Student,
     rows: Sequence[Sequence[int]],
-    targets: torch.Tensor,
+    goals: Goals,
     settings: DistillSettings,
     state_file: Path,
     *,
     evaluate: Callable[[int], None] | None = None,
     evaluate_every: int = 500,
 ) -> Student:
-    """Train every width of ``model`` on token ids ``rows`` towards ``targets`` [rows, labels].
+    """Train every width of ``model`` on token ids ``rows`` towards their ``goals``.
 
     Args:
         model: a multiplexed classifier with a retrieval head; trained in place.
         rows: token ids of each text.
-        targets: the teacher's logits.
+        goals: of each text, or of each of its tokens.
         settings: see DistillSettings.
         state_file: where the run's state is kept; an existing one is resumed.
         evaluate: called with the step, every ``evaluate_every`` steps.
@@ -72,7 +72,7 @@ def distill(
     warm_up = max(1, int(settings.warm_up_share * settings.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda s: min((s + 1) / warm_up, (settings.steps - s) / (settings.steps - warm_up)),
+        lambda s: min((s + 1) / warm_up, (settings.steps - s) / max(1, settings.steps - warm_up)),
     )
     first = _resume(state_file, model, optimizer, schedule)
     # Batches are a function of the seed and the step, so a resumed run goes on where it stopped.
@@ -93,7 +93,7 @@ def distill(
         model.train()
         lead = step < settings.retrieval_share * settings.steps
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-            losses = _losses(model, rows, targets, picked, n, settings)
+            losses = _losses(model, rows, goals, picked, n, settings)
         retrieval_weight = 1.0 if lead else settings.retrieval_weight
         loss = (
             losses["single"]
@@ -137,7 +137,7 @@ def _width_of_step(
 def _losses(
     model: Student,
     rows: Sequence[Sequence[int]],
-    targets: torch.Tensor,
+    goals: Goals,
     picked: list[int],
     n: int,
     settings: DistillSettings,
@@ -157,25 +157,16 @@ def _losses(
     tokens = mask.bool()
     miss = (same - goal)[tokens].square().mean()
     return {
-        "single": _soft_cross_entropy(
-            single_logits, targets[alone].to(model.device), settings.temperature
+        "single": soft_cross_entropy(
+            single_logits, *goals.batch(alone, ids.shape[1], model.device), settings.temperature
         ),
-        "task": _soft_cross_entropy(
-            wide_logits, targets[picked].to(model.device), settings.temperature
+        "task": soft_cross_entropy(
+            wide_logits, *goals.batch(picked, wide_ids.shape[1], model.device), settings.temperature
         ),
         "retrieval": model.retrieval_loss(wide),
         # Over the goal's own spread: 1 is no better than guessing the mean.
         "states": miss / goal[tokens].var(),
     }
-
-
-def _soft_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """Cross-entropy towards a teacher's softened logits (Hinton et al., 2015)."""
-    goal = softmax(targets / temperature, dim=-1)
-    scores = log_softmax(logits.float() / temperature, dim=-1)
-    return -(goal * scores).sum(-1).mean() * temperature**2
 
 
 def _parameter_groups(model: Student, settings: DistillSettings) -> list[dict[str, object]]:

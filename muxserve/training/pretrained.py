@@ -14,12 +14,19 @@ from transformers import PreTrainedModel
 from muxserve.models import (
     MuxBertConfig,
     MuxBertForSequenceClassification,
+    MuxBertForTokenClassification,
     MuxElectraConfig,
     MuxElectraForSequenceClassification,
+    MuxElectraForTokenClassification,
 )
-from muxserve.models.family import COUNT_FROM_PADDING
+from muxserve.models.family import AUTO_MODELS, COUNT_FROM_PADDING, Task
 
-Student = MuxBertForSequenceClassification | MuxElectraForSequenceClassification
+Student = (
+    MuxBertForSequenceClassification
+    | MuxBertForTokenClassification
+    | MuxElectraForSequenceClassification
+    | MuxElectraForTokenClassification
+)
 
 #: DistilBERT's names -> BERT's.
 _DISTILBERT = (
@@ -56,11 +63,9 @@ class PlainEncoder:
         made = MuxElectraConfig if self.electra else MuxBertConfig
         return made(**{**self.sizes, **fields})
 
-    def student(self, config: MuxBertConfig | MuxElectraConfig) -> Student:
-        """A student with weights drawn at random."""
-        if isinstance(config, MuxElectraConfig):
-            return MuxElectraForSequenceClassification(config)
-        return MuxBertForSequenceClassification(config)
+    def student(self, config: MuxBertConfig | MuxElectraConfig, task: Task) -> Student:
+        """A student of a task with weights drawn at random."""
+        return cast(Student, AUTO_MODELS[task].from_config(config))
 
 
 def plain_encoder(model: PreTrainedModel) -> PlainEncoder:

@@ -18,6 +18,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from muxserve.training.data import LabelledTexts
 from muxserve.training.distillation import build_student, save_family
 from muxserve.training.evaluation import grouped_predictions
+from muxserve.training.goals import Goals
+from muxserve.training.growth import start_from
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.sentiment_data import LABELS, chunks, held_out, training_reviews
@@ -27,7 +29,7 @@ from muxserve.training.teacher import accuracy, fine_tune, soft_labels, token_id
 log = logging.getLogger(__name__)
 
 WIDTHS = [1, 2, 5, 10]
-LAYERS = [0, 2, 5]
+LAYERS = 6
 WORD_PIECES = 12_000
 MAX_LENGTH = 128
 #: How much a whole review's label counts beside the teacher's logits for a piece of it.
@@ -44,7 +46,10 @@ def train(
     ] = 70_000,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the distillation.")] = 3000,
     start: Annotated[
-        Path | None, typer.Option(help="State file of a finished run, to go on from its weights.")
+        Path | None,
+        typer.Option(
+            help="Weights of a trained student to go on from (safetensors); grown if flat."
+        ),
     ] = None,
     retrieval_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the steps led by token retrieval.")
@@ -61,14 +66,23 @@ def train(
     pieces, _ = held_out(chunks(reviews, seed), 0, seed)
 
     targets, texts = _soft_targets(
-        base, work, sentences, pieces, dev, teacher_steps=teacher_steps, size=soft_texts, seed=seed
+        base,
+        work,
+        sentences,
+        pieces,
+        dev,
+        teacher_steps=teacher_steps,
+        size=soft_texts,
+        bf16=bf16,
+        seed=seed,
     )
     tokenizer, kept = cut_tokenizer(
         Tokenizer.from_file(str(base / "tokenizer.json")), texts[:40_000], WORD_PIECES
     )
     torch.manual_seed(seed)
+    encoder = plain_encoder(AutoModel.from_pretrained(base, add_pooling_layer=False))
     student = build_student(
-        plain_encoder(AutoModel.from_pretrained(base, add_pooling_layer=False)),
+        encoder,
         kept,
         layers=LAYERS,
         widths=WIDTHS,
@@ -76,7 +90,7 @@ def train(
         labels=LABELS,
     )
     if start is not None:
-        student.load_state_dict(torch.load(start, weights_only=True)["model"])
+        start_from(student, load_file(start), encoder, {i: i for i in range(len(kept))})
     rows = token_ids(tokenizer, texts, MAX_LENGTH)
     dev_rows = token_ids(tokenizer, dev.texts, MAX_LENGTH)
 
@@ -95,7 +109,7 @@ def train(
     distill(
         student,
         rows,
-        targets,
+        Goals(targets),
         settings,
         work / "distil.pt",
         evaluate=evaluate,
@@ -113,6 +127,7 @@ def _soft_targets(
     *,
     teacher_steps: int,
     size: int,
+    bf16: bool,
     seed: int,
 ) -> tuple[torch.Tensor, list[str]]:
     """Teacher logits [texts, labels] of sentences and pieces, with what their own labels add."""
@@ -136,13 +151,15 @@ def _soft_targets(
                 batch_size=32,
                 learning_rate=7e-5,
                 max_length=MAX_LENGTH,
+                bf16=bf16,
                 seed=seed,
             )
             teacher.save_pretrained(folder)
         teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         on_dev = soft_labels(teacher, tokenizer, dev.texts, max_length=MAX_LENGTH)
         log.info("teacher dev accuracy %.4f", accuracy(on_dev, dev.labels))
-        save_file({"logits": soft_labels(teacher, tokenizer, texts, max_length=MAX_LENGTH)}, file)
+        logits = soft_labels(teacher, tokenizer, texts, max_length=MAX_LENGTH, bf16=bf16)
+        save_file({"logits": logits}, file)
     logits = load_file(file)["logits"]
     own = torch.nn.functional.one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
     # A sentence's own label is a person's word on that sentence; a piece's is its review's.

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from muxserve.models import MuxBertConfig, MuxElectraConfig
 from muxserve.models.demultiplexers import HadamardGate
+from muxserve.models.family import Task
 from muxserve.models.multiplexers import GaussianHadamard
 from muxserve.training.pretrained import PlainEncoder, Student
 
@@ -70,6 +71,7 @@ def cut_student(
     config: MuxBertConfig | MuxElectraConfig,
     layers: Sequence[int],
     kept: Sequence[int],
+    task: Task = "sequence-classification",
 ) -> Student:
     """A multiplexed model that starts from some layers and word pieces of a pretrained one.
 
@@ -81,6 +83,7 @@ def cut_student(
         config: of the student, see ``PlainEncoder.config``.
         layers: the layers kept, by number.
         kept: the old id of each word piece, in order.
+        task: what the student is for.
 
     Raises:
         ValueError: where config and the cut disagree on layers or vocabulary.
@@ -90,7 +93,7 @@ def cut_student(
             f"config has {config.num_hidden_layers} layers and {config.vocab_size} word pieces; "
             f"the cut keeps {len(layers)} and {len(kept)}"
         )
-    student = encoder.student(config)
+    student = encoder.student(config, task)
     state = student.backbone.state_dict()
     for key in state:
         source = key

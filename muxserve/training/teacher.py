@@ -33,6 +33,7 @@ def fine_tune(
     batch_size: int,
     learning_rate: float,
     max_length: int,
+    bf16: bool = False,
     seed: int,
 ) -> PreTrainedModel:
     """Fine-tune a pretrained encoder as a classifier; AdamW, linear decay, 6% warm-up."""
@@ -47,7 +48,7 @@ def fine_tune(
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     warm_up = max(1, int(0.06 * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm_up, (steps - s) / (steps - warm_up))
+        optimizer, lambda s: min((s + 1) / warm_up, (steps - s) / max(1, steps - warm_up))
     )
     batches = near_length_batches([len(row) for row in rows], batch_size, random.Random(seed))
     progress = tqdm(range(steps), desc="teacher", unit="step")
@@ -55,9 +56,9 @@ def fine_tune(
         picked = next(batches)
         ids, mask = pad_batch([rows[i] for i in picked], model.config.pad_token_id or 0)
         target = torch.tensor([texts.labels[i] for i in picked])
-        loss = cross_entropy(
-            model(input_ids=ids, attention_mask=mask).logits, target, label_smoothing=0.05
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = cross_entropy(logits.float(), target, label_smoothing=0.05)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -74,6 +75,7 @@ def soft_labels(
     texts: Sequence[str],
     *,
     max_length: int,
+    bf16: bool = False,
     batch_size: int = 64,
 ) -> torch.Tensor:
     """Logits [len(texts), labels] of the teacher, computed in order of length."""
@@ -84,7 +86,8 @@ def soft_labels(
         picked = order[start : start + batch_size]
         pad_id = model.config.pad_token_id or 0
         ids, mask = pad_batch([rows[i] for i in picked], pad_id, device=model.device)
-        logits[picked] = model(input_ids=ids, attention_mask=mask).logits.float().cpu()
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            logits[picked] = model(input_ids=ids, attention_mask=mask).logits.float().cpu()
     return logits
 
 

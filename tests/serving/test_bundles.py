@@ -49,7 +49,7 @@ class Replicas:
         outcomes = [
             Prediction(np.array([one.ids[0], len(one.ids)], np.float32), 5) for one in texts
         ]
-        return pack_answer(outcomes, 2)
+        return pack_answer(outcomes, 2, of_tokens=False)
 
     async def ready(self) -> bool:
         return True
@@ -105,7 +105,7 @@ def test_what_is_packed_comes_out_again():
 def test_an_answer_keeps_every_outcome():
     failure = ForwardFailed("no")
     outcomes = [Prediction(np.array([1.0, 2.0], np.float32), 5), failure]
-    first, second = unpack_answer(pack_answer(outcomes, 2))
+    first, second = unpack_answer(pack_answer(outcomes, 2, of_tokens=False))
     assert (first.logits.tolist(), first.num_instances) == ([1.0, 2.0], 5)
     assert second is failure
 

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.models.family import Family
 from muxserve.training.distillation import save_family
+from muxserve.training.goals import Goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer
@@ -29,9 +30,9 @@ def rows() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def targets(rows) -> torch.Tensor:
+def targets(rows) -> Goals:
     good = torch.tensor([[float(text.count("good") - text.count("bad"))] for text in TEXTS])
-    return torch.cat([-good, good], dim=1)
+    return Goals(torch.cat([-good, good], dim=1))
 
 
 SETTINGS = DistillSettings(steps=12, groups=4, single_texts=4, save_every_s=1e-9)

@@ -1,0 +1,23 @@
+"""Parts of speech of English words.
+
+``serve run deployments.part_of_speech:app``, with settings as ``engine.latency_target_ms=20``.
+"""
+
+from pydantic import Field
+from ray.serve import Application
+
+from muxserve.serving.app import build_app
+from muxserve.serving.config import ServeConfig
+
+
+class PartOfSpeechConfig(ServeConfig):
+    """Settings of this application: those of every other, with the shipped family as default."""
+
+    family: str = Field(
+        "part-of-speech", min_length=1, description="A shipped family, or a folder."
+    )
+
+
+def app(config: PartOfSpeechConfig) -> Application:
+    """Called by ``serve run`` with its ``key=value`` arguments."""
+    return build_app(config)

@@ -1,0 +1,124 @@
+"""A student that starts from a trained one keeps what that one had learnt."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from muxserve.models import MuxBertForSequenceClassification
+from muxserve.training.distillation import build_student, spread
+from muxserve.training.growth import start_from
+from muxserve.training.pretrained import plain_encoder
+from tests.conftest import PIECES
+
+LABELS = ("negative", "positive")
+KEPT = list(range(len(PIECES)))
+IDS = torch.tensor([[2, 4, 5, 6, 3], [2, 7, 8, 9, 3], [2, 5, 4, 10, 3], [2, 6, 6, 6, 3]])
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return plain_encoder(
+        BertModel(
+            BertConfig(
+                vocab_size=len(PIECES),
+                hidden_size=32,
+                num_hidden_layers=6,
+                num_attention_heads=4,
+                intermediate_size=64,
+                max_position_embeddings=40,
+            ),
+            add_pooling_layer=False,
+        )
+    )
+
+
+def student(encoder, layers=3, widths=(1, 2), kept=KEPT, **changes):
+    torch.manual_seed(len(kept) + layers)
+    return build_student(
+        encoder, kept, layers=layers, widths=widths, max_length=32, labels=LABELS, **changes
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def trained(encoder) -> MuxBertForSequenceClassification:
+    """Far from where it was cut, as after training."""
+    model = student(encoder)
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "LayerNorm" not in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def logits(model, n):
+    with torch.inference_mode():
+        return model(IDS, num_instances=n).logits
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_same_shape_is_the_same_network(encoder, trained, n):
+    again = student(encoder)
+    start_from(again, trained.state_dict(), encoder, {i: i for i in KEPT})
+    torch.testing.assert_close(logits(again, n), logits(trained, n))
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_deeper_student_answers_nearly_as_the_trained_one(encoder, trained, n):
+    deep = student(encoder, layers=6)
+    before = (logits(deep, n) - logits(trained, n)).abs().max()
+    start_from(deep, trained.state_dict(), encoder, {i: i for i in KEPT})
+    after = (logits(deep, n) - logits(trained, n)).abs().max()
+    assert after < 0.25 * before
+    for place, own in enumerate(spread(3, 6)):
+        torch.testing.assert_close(
+            deep.bert.encoder.layer[own].output.dense.weight,
+            trained.bert.encoder.layer[place].output.dense.weight,
+        )
+
+
+def test_fewer_widths_take_the_first_keys(encoder, trained):
+    plain = student(encoder, widths=(1, 2))
+    wide = student(encoder, widths=(1, 2, 4))
+    start_from(plain, wide.state_dict(), encoder, {i: i for i in KEPT})
+    keys = plain.multiplexer.instance_embedding
+    torch.testing.assert_close(keys, wide.multiplexer.instance_embedding[:2])
+
+
+def test_word_pieces_that_both_have_are_taken_over_and_others_stay(encoder, trained):
+    kept = KEPT[::2]
+    other = student(encoder, kept=kept)
+    own = other.bert.embeddings.word_embeddings.weight.clone()
+    start_from(other, trained.state_dict(), encoder, {1: kept[1]})
+    words = other.bert.embeddings.word_embeddings.weight
+    torch.testing.assert_close(words[1], trained.bert.embeddings.word_embeddings.weight[kept[1]])
+    torch.testing.assert_close(words[2:], own[2:])
+
+
+def test_another_tasks_head_stays_new(encoder, trained):
+    tagger = student(encoder, task="token-classification")
+    head = tagger.classifier.weight.clone()
+    start_from(tagger, trained.state_dict(), encoder, {})
+    assert torch.equal(tagger.classifier.weight, head)
+    torch.testing.assert_close(
+        tagger.bert.encoder.layer[0].output.dense.weight,
+        trained.bert.encoder.layer[0].output.dense.weight,
+    )
+
+
+def test_weights_without_a_retrieval_head_do(encoder, trained):
+    state = {k: v for k, v in trained.state_dict().items() if not k.startswith("retrieval_head")}
+    start_from(student(encoder), state, encoder, {i: i for i in KEPT})
+
+
+def test_layers_that_cannot_be_put_between_are_refused(encoder):
+    with pytest.raises(ValueError, match=r"layers \[0, 1, 2, 3, 4, 5\] cannot become"):
+        start_from(student(encoder), student(encoder, layers=6).state_dict(), encoder, {})
+
+
+def test_another_network_is_refused(encoder, trained):
+    state = trained.state_dict()
+    del state["bert.encoder.layer.1.attention.self.query.weight"]
+    with pytest.raises(ValueError, match=r"another network: bert\.encoder\.layer\.1"):
+        start_from(student(encoder), state, encoder, {i: i for i in KEPT})
