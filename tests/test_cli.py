@@ -131,12 +131,41 @@ def test_a_reader_that_leaves_ends_it_quietly(family, tmp_path):
 
 
 def test_families_lists_what_ships():
-    (sentiment,) = json.loads(muxserve("families", "--json").stdout)
-    assert sentiment["name"] == "sentiment"
-    assert [member["num_instances"] for member in sentiment["members"]] == [1, 2, 5, 10]
+    shipped = json.loads(muxserve("families", "--json").stdout)
+    members = {
+        one["name"]: [member["num_instances"] for member in one["members"]] for one in shipped
+    }
+    assert members == {"part-of-speech": [1, 2, 5], "sentiment": [1, 2, 5, 10]}
     shown = muxserve("families").stdout
     assert "accuracy" in shown
     assert "flip rate" in shown
+
+
+def test_words_are_classified_and_measured(tiny_token_family, tmp_path):
+    family = shutil.copytree(tiny_token_family, tmp_path / "family")
+    done = muxserve("classify", "--family", str(family), "good film!")
+    assert re.fullmatch(r"N=1   good/[A-Z]+ film/[A-Z]+ !/[A-Z]+\n", done.stdout), done.stderr
+    done = muxserve("classify", "--family", str(family), "--json", "--num-instances", "2", "bad")
+    answer = json.loads(done.stdout)
+    assert answer["num_instances"] == 2
+    (word,) = answer["words"]
+    assert (word["word"], word["start"], word["end"]) == ("bad", 0, 3)
+
+    data = tmp_path / "tagged.jsonl"
+    rows = [{"tokens": ["good", "film"], "tags": ["ADJ", "NOUN"]}] * 4
+    data.write_text("\n".join(map(json.dumps, rows)))
+    options = ["evaluate", str(family), "--data", str(data), "--json"]
+    figure = tmp_path / "quality.svg"
+    unchecked = muxserve(*options, "--check")
+    assert unchecked.returncode == 2
+    assert "N=1: the family states no quality" in unchecked.stderr
+    written = muxserve(*options, "--write", "--figure", str(figure))
+    assert written.returncode == 0, written.stderr
+    assert "N=5" in figure.read_text()
+    assert [one["quality"]["examples"] for one in json.loads(written.stdout)] == [8, 8, 8]
+    assert muxserve(*options, "--check").returncode == 0
+    wrong = muxserve("evaluate", str(family), "--data", str(data), "--label-column", "pos")
+    assert "no column 'pos'; columns: tokens, tags" in wrong.stderr
 
 
 def test_evaluate_measures_and_writes_on_request(family, tmp_path):

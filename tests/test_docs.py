@@ -54,9 +54,10 @@ def test_every_field_of_predict_is_documented():
         assert f"| `{name}` |" in SERVING, name
 
 
-def test_the_quality_tables_are_the_measured_figures():
-    spec = read_spec(resolve("sentiment"))
-    card = ROOT / "muxserve" / "families" / "sentiment" / "README.md"
+@pytest.mark.parametrize("family", ["part-of-speech", "sentiment"])
+def test_the_quality_tables_are_the_measured_figures(family):
+    spec = read_spec(resolve(family))
+    card = ROOT / "muxserve" / "families" / family / "README.md"
     for page in (ROOT / "README.md", ROOT / "docs" / "training.md", card):
         text = page.read_text()
         for member in spec.members:

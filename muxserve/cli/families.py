@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from muxserve.cli.app import JsonOption, app, table, told_in_one_line
+from muxserve.errors import MuxserveError
 
 if TYPE_CHECKING:
     from muxserve.models.family import Family
@@ -84,6 +85,12 @@ def evaluate(
     write: Annotated[
         bool, typer.Option("--write", help="Store the figures in the family's family.json.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Fail where a figure is not what family.json states, within its spread."
+        ),
+    ] = False,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw quality against offline throughput into this .svg or .png."),
@@ -101,7 +108,7 @@ def evaluate(
     from muxserve.engine.forward import DTYPES
     from muxserve.models.family import Family, read_spec, resolve
     from muxserve.training.data import LabelledTexts, TaggedTexts, read_labelled, read_tagged
-    from muxserve.training.evaluation import evaluate_family, store_measured
+    from muxserve.training.evaluation import deviations, evaluate_family, store_measured
 
     folder = resolve(family)
     spec = read_spec(folder)
@@ -131,6 +138,8 @@ def evaluate(
     if figure is not None:
         _draw(loaded, measured, texts.texts, figure)
         typer.echo(f"drawn to {figure}", err=True)
+    if check and (found := deviations(spec, measured)):
+        raise MuxserveError(f"{folder / 'family.json'}: {'; '.join(found)}")
 
 
 def _draw(
@@ -210,7 +219,7 @@ def convert(
     """Make a checkpoint a member of a family that muxserve serves.
 
     Official MUX-PLM checkpoints (princeton-nlp/mux...) are converted; a plain BERT, ELECTRA,
-    RoBERTa or DistilBERT classifier becomes the N=1 member as it is. Pre-trained and token
+    RoBERTa or DistilBERT classifier of texts or tokens becomes the N=1 member as it is. Pre-trained
     checkpoints are converted too, for training; they are not served.
 
     \b
@@ -236,4 +245,4 @@ def convert(
         typer.echo(f"  muxserve serve --family {out}")
         typer.echo(f"  muxserve evaluate {out} --data labelled.csv --write")
     else:
-        typer.echo("  not a sentence classifier, so it is not served: train it further first")
+        typer.echo("  not a classifier, so it is not served: train it further first")

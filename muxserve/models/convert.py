@@ -18,15 +18,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from muxserve.errors import FamilyError
 from muxserve.models.config import MuxConfig
 from muxserve.models.family import (
+    AUTO_MODELS,
     FAMILY_FILE,
     FamilySpec,
     Member,
+    Task,
     check_family,
     read_spec,
     usable_positions,
@@ -35,6 +37,7 @@ from muxserve.models.family import (
 from muxserve.models.official import is_official, load_official
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_ONE_LABEL = "single_label_classification"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
@@ -46,7 +49,7 @@ class Converted:
         kind: what the checkpoint is, in words.
         num_instances: its N.
         folder: where its weights were written.
-        served: whether it is a member of a family now (sentence classifiers are).
+        served: whether it is a member of a family now (classifiers of texts or tokens are).
     """
 
     kind: str
@@ -89,27 +92,27 @@ def convert(
         model = plain_classifier(folder, config)
         kind = f"plain {type(model).__name__}"
     n = model.config.num_instances if isinstance(model.config, MuxConfig) else 1
-    served = type(model).__name__.endswith("ForSequenceClassification")
+    task = task_of(type(model).__name__)
 
-    if not served:
+    if task is None:
         if labels is not None:
-            raise FamilyError(f"{folder}: labels are for sentence classifiers; this is a {kind}")
+            raise FamilyError(f"{folder}: labels are for classifiers; this is a {kind}")
         if (out / "config.json").exists() or (out / FAMILY_FILE).exists():
             raise FamilyError(f"{out}: there is a model already; choose another folder")
         made = None if tokenizer is None else read_tokenizer(tokenizer, model)
         _write(model, out, made)
-        return Converted(kind, n, out, served)
+        return Converted(kind, n, out, served=False)
 
     names = label_names(model, labels, folder)
     if (out / FAMILY_FILE).exists():
         if tokenizer is not None:
             raise FamilyError(f"{out}: the family has its tokenizer; leave --tokenizer out")
-        _widen(out, model, n, names)
+        _widen(out, model, n, names, task)
     elif out.exists() and any(out.iterdir()):
         raise FamilyError(f"{out}: not empty and no family; choose another folder")
     else:
-        _new_family(out, model, n, names, read_tokenizer(tokenizer or str(folder), model))
-    return Converted(kind, n, out / _member_folder(n), served)
+        _new_family(out, model, n, names, task, read_tokenizer(tokenizer or str(folder), model))
+    return Converted(kind, n, out / _member_folder(n), served=True)
 
 
 def fetch(source: str, patterns: Sequence[str]) -> Path:
@@ -165,21 +168,31 @@ def _read_state(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def task_of(architecture: str) -> Task | None:
+    """The task of a class of ``transformers`` or ours, where it is one that families have."""
+    endings: dict[str, Task] = {
+        "ForSequenceClassification": "sequence-classification",
+        "ForTokenClassification": "token-classification",
+    }
+    return next((task for end, task in endings.items() if architecture.endswith(end)), None)
+
+
 def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
-    """The ``transformers`` sentence classifier of a folder, in eval mode.
+    """The ``transformers`` classifier of texts or tokens in a folder, in eval mode.
 
     Raises:
         FamilyError: for another architecture, or tensors that do not fit its config.
     """
     architecture = (config.get("architectures") or ["(none)"])[0]
-    if not architecture.endswith("ForSequenceClassification"):
+    task = task_of(architecture)
+    if task is None:
         raise FamilyError(
             f"{folder / 'config.json'}: field architectures: {architecture!r} is neither an "
-            "official MUX-PLM nor a sentence classifier",
+            "official MUX-PLM nor a classifier of texts or tokens",
             field="architectures",
         )
     try:
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder))
+        model = AUTO_MODELS[task].from_config(AutoConfig.from_pretrained(folder))
     except (ValueError, OSError, TypeError) as error:
         raise FamilyError(f"{folder / 'config.json'}: {error}") from None
     state = {k: v for k, v in _read_state(folder).items() if not k.endswith("position_ids")}
@@ -189,7 +202,8 @@ def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
     for what, keys in (("lacks", missing), ("has unexpected", report.unexpected_keys)):
         if keys:
             raise FamilyError(f"{folder}: the checkpoint {what} {', '.join(sorted(keys)[:5])}")
-    return model.eval()
+    plain: PreTrainedModel = model.eval()
+    return plain
 
 
 def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
@@ -267,12 +281,12 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Tokenizer | None = N
 
 
 def _new_family(
-    out: Path, model: PreTrainedModel, n: int, labels: list[str], tokenizer: Tokenizer
+    out: Path, model: PreTrainedModel, n: int, labels: list[str], task: Task, tokenizer: Tokenizer
 ) -> None:
     spec = FamilySpec(
         name=out.resolve().name,
-        task="sequence-classification",
-        problem_type=problem_type(model),
+        task=task,
+        problem_type=problem_type(model) if task == "sequence-classification" else _ONE_LABEL,
         labels=labels,
         max_length=_length(model),
         members=[Member(num_instances=n, path=_member_folder(n))],
@@ -283,9 +297,15 @@ def _new_family(
     check_family(out)
 
 
-def _widen(out: Path, model: PreTrainedModel, n: int, labels: list[str]) -> None:
+def _widen(out: Path, model: PreTrainedModel, n: int, labels: list[str], task: Task) -> None:
     """Add a member to a family that is there, or change nothing."""
     spec = read_spec(out)
+    if task != spec.task:
+        raise FamilyError(
+            f"{out / FAMILY_FILE}: field task: the family's is {spec.task}, this checkpoint's "
+            f"{task}",
+            field="task",
+        )
     if n in [member.num_instances for member in spec.members]:
         raise FamilyError(f"{out / FAMILY_FILE}: there is a member with N={n} already")
     if labels != spec.labels:

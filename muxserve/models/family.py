@@ -5,7 +5,7 @@ folder share it). Whatever is wrong is a ``FamilyError`` that names the file and
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +26,7 @@ from transformers import (
 from muxserve.errors import FamilyError
 from muxserve.models.config import MuxConfig
 from muxserve.models.official import is_official
+from muxserve.models.precision import fastest_dtype
 
 FAMILY_FILE = "family.json"
 Task = Literal["sequence-classification", "token-classification"]
@@ -58,7 +59,7 @@ class LengthQuality(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    max_tokens: int | None = Field(description="Most tokens of these texts; null for the longest.")
+    max_tokens: int | None = Field(None, description="Most tokens; absent for the longest texts.")
     value: float = Field(description="Mean over random groupings, of the member's metric.")
     examples: int = Field(ge=1, description="Examples among them.")
 
@@ -178,20 +179,6 @@ class Family:
         }
         models = {member.num_instances: loaded[member.path] for member in wanted}
         return cls(spec, tokenizer, models)
-
-
-def fastest_dtype(configs: Iterable[PreTrainedConfig]) -> torch.dtype:
-    """bfloat16 where the CPU multiplies matrices of it in hardware, float32 elsewhere.
-
-    Weights that were trained without an encoder mask (official checkpoints) stay in float32: they
-    are converted to give the reference's numbers, and their mask value of -10000 is too coarse in
-    bfloat16.
-    """
-    if any(getattr(config, "encoder_mask", "union") == "none" for config in configs):
-        return torch.float32
-    processor = torch.cpu.get_capabilities()
-    in_hardware = processor.get("avx512_bf16") or processor.get("amx_bf16")
-    return torch.bfloat16 if in_hardware else torch.float32
 
 
 def check_family(family: str | Path) -> FamilySpec:

@@ -54,7 +54,7 @@ def read_labelled(
     ids = {name: index for index, name in enumerate(labels)}
     texts: list[str] = []
     classes: list[int] = []
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         text = _column(path, line, row, text_column, empty="the text is empty")
         label = _column(path, line, row, label_column, empty="the label is empty")
         if label not in ids:
@@ -85,7 +85,7 @@ def read_tagged(
     texts = TaggedTexts([], [])
     if path.suffix != ".jsonl":
         raise ValueError(f"{path}: expected a .jsonl file of words and their tags")
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         words = _list_column(path, line, row, words_column)
         tags = _list_column(path, line, row, tags_column)
         if len(words) != len(tags):
@@ -120,7 +120,7 @@ def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
     else:
         texts = [
             _column(path, line, row, text_column, empty="the text is empty")
-            for line, row in _rows(path, ".txt, .csv or .jsonl")
+            for line, row in read_rows(path, ".txt, .csv or .jsonl")
         ]
     if not texts:
         raise ValueError(f"{path}: no texts")
@@ -149,7 +149,14 @@ def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> 
     return value
 
 
-def _rows(path: Path, formats: str = ".csv or .jsonl") -> Iterator[tuple[int, dict[str, object]]]:
+def read_rows(
+    path: Path, formats: str = ".csv or .jsonl"
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Rows of a CSV or JSONL file, with the line that each ends at.
+
+    Raises:
+        ValueError: naming the file and line; ``formats`` are those that it may tell the user of.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":

@@ -5,12 +5,9 @@ whose members carry how often they agree with the teacher on texts held out. Eac
 the work folder, so that a run that was stopped goes on where it was.
 """
 
-import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -26,21 +23,24 @@ from muxserve.models.convert import (
     problem_type,
     read_config,
     read_tokenizer,
+    task_of,
 )
 from muxserve.models.family import Family, FamilySpec, Member, Task, write_spec
 from muxserve.models.tasks import TokenClassification
-from muxserve.training.data import LabelledTexts, checksum, read_texts
+from muxserve.training.data import checksum, read_texts
 from muxserve.training.evaluation import (
     Measured,
-    evaluate_family,
+    answered_examples,
     grouped_predictions,
+    measure,
     store_measured,
 )
-from muxserve.training.goals import Goals
+from muxserve.training.goals import at_words, teacher_goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer
 from muxserve.training.teacher import accuracy, soft_labels, token_ids
+from muxserve.training.work import built_whole, check_empty, claim
 
 log = logging.getLogger(__name__)
 
@@ -101,23 +101,26 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
             or settings that do not fit the teacher.
         FamilyError: for a teacher that cannot be read.
     """
-    if recipe.out.exists() and any(recipe.out.iterdir()):
-        raise ValueError(f"{recipe.out}: not empty; choose another folder for the family")
+    check_empty(recipe.out)
     texts = read_texts(recipe.texts, text_column=recipe.text_column)
     folder = fetch(recipe.teacher, ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     teacher = plain_classifier(folder, read_config(folder))
     teacher.to(device)  # type: ignore[arg-type]
     labels = label_names(teacher, None, folder)
-    if problem_type(teacher) != "single_label_classification":
-        raise ValueError(f"{folder}: only teachers with one label per text are covered")
+    task = task_of(type(teacher).__name__) or "sequence-classification"
+    of_tokens = task == "token-classification"
+    if not of_tokens and problem_type(teacher) != "single_label_classification":
+        raise ValueError(f"{folder}: only teachers with one label per text or token are covered")
     tokenizer = read_tokenizer(str(folder), teacher)
     encoder = plain_encoder(teacher)
     _check_fit(recipe, encoder, len(texts))
     work = recipe.work_folder
-    _claim(work, recipe, texts)
+    claim(work, _settings(recipe, texts))
 
     logits = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
+    if of_tokens:
+        logits = at_words(logits, tokenizer, texts, recipe.max_length)
     kept = list(range(int(encoder.sizes["vocab_size"])))
     if recipe.word_pieces is not None:
         tokenizer, kept = cut_tokenizer(tokenizer, texts, recipe.word_pieces)
@@ -129,45 +132,47 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
         widths=recipe.num_instances,
         max_length=recipe.max_length,
         labels=labels,
+        task=task,
     )
     student.to(device)  # type: ignore[arg-type]
     order = torch.randperm(len(texts)).tolist()
     held, trained = order[: recipe.held_out], order[recipe.held_out :]
     rows = token_ids(tokenizer, texts, recipe.max_length)
-    answers = logits.argmax(dim=-1)
-    held_rows = [rows[i] for i in held]
+    held_texts = [texts[i] for i in held]
+    examples = answered_examples(
+        tokenizer, held_texts, [logits[i] for i in held], recipe.max_length
+    )
 
     def evaluate(step: int) -> None:
         for n in recipe.num_instances:
-            guesses = grouped_predictions(student, held_rows, n, seed=step)
-            agreement = accuracy(guesses, answers[held].tolist())
+            guesses = grouped_predictions(
+                student, examples.ids, n, firsts=examples.firsts, seed=step
+            )
+            agreement = accuracy(guesses, examples.labels.tolist())
             log.info("step %d N=%d agreement with the teacher %.4f", step, n, agreement)
 
+    goals = teacher_goals(
+        [logits[i] for i in trained], tokenizer, [texts[i] for i in trained], recipe.max_length
+    )
     distill(
         student,
         [rows[i] for i in trained],
-        Goals(logits[trained]),
+        goals,
         recipe.distill,
         work / "distil.pt",
         evaluate=evaluate,
     )
-    # Built beside its place, so that OUT is a whole family or not there.
-    recipe.out.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(mkdtemp(dir=recipe.out.parent, prefix=f".{recipe.out.name}."))
-    try:
+    with built_whole(recipe.out) as building:
         save_family(student.cpu(), tokenizer, building, name=recipe.out.name)
         family = Family.load(building)
-        held_out = LabelledTexts([texts[i] for i in held], answers[held].tolist())
-        measured = evaluate_family(
-            family, held_out, f"{recipe.texts.name}, held out", metric="agreement with the teacher"
+        measured = measure(
+            family,
+            examples,
+            f"{recipe.texts.name}, held out",
+            checksum(held_texts),
+            metric="agreement with the teacher",
         )
         store_measured(family.spec, measured, building)
-        if recipe.out.exists():
-            recipe.out.rmdir()
-        building.rename(recipe.out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return measured
 
 
@@ -258,36 +263,28 @@ def _check_fit(recipe: FamilyRecipe, encoder: PlainEncoder, texts: int) -> None:
         )
 
 
-def _claim(work: Path, recipe: FamilyRecipe, texts: Sequence[str]) -> None:
-    """Make the work folder this recipe's, or see that it is."""
-    mine = recipe.model_dump(mode="json", exclude={"out", "work"})
-    mine |= {"texts": checksum(texts), "distill": recipe.distill.model_dump(mode="json")}
+def _settings(recipe: FamilyRecipe, texts: Sequence[str]) -> dict[str, Any]:
+    """What decides the result of a run."""
+    settings = recipe.model_dump(mode="json", exclude={"out", "work"})
+    settings["texts"] = checksum(texts)
     # How often a run is saved changes nothing of what it computes.
-    mine["distill"].pop("save_every_s")
-    file = work / "recipe.json"
-    if file.exists():
-        theirs = json.loads(file.read_text())
-        other = sorted(key for key in mine if mine[key] != theirs.get(key))
-        if other:
-            raise ValueError(
-                f"{work}: holds a run with other settings ({', '.join(other)}); give another "
-                "--work folder, or delete this one"
-            )
-        log.info("going on with the run in %s", work)
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(mine, indent=1))
-    temporary.replace(file)
+    settings["distill"].pop("save_every_s")
+    return settings
 
 
 def _soft_labels(
     work: Path, teacher: PreTrainedModel, tokenizer: Tokenizer, texts: list[str], max_length: int
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
+    """The teacher's logits of each text, or of each of its tokens; computed once."""
     file = work / "soft_labels.safetensors"
     if not file.exists():
         logits = soft_labels(teacher, tokenizer, texts, max_length=max_length)
+        rows = torch.tensor([one.shape[0] if one.dim() > 1 else 0 for one in logits])
         temporary = file.with_suffix(".tmp")
-        save_file({"logits": logits}, temporary)
+        stored = torch.cat([one.view(-1, one.shape[-1]) for one in logits])
+        save_file({"logits": stored, "tokens": rows}, temporary)
         temporary.replace(file)
-    return load_file(file)["logits"]
+    state = load_file(file)
+    if not state["tokens"].any():
+        return list(state["logits"])
+    return list(state["logits"].split(state["tokens"].tolist()))

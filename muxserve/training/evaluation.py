@@ -25,7 +25,7 @@ from muxserve.models.family import (
     write_spec,
 )
 from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, pad_batch
-from muxserve.training.tags import tagged_rows
+from muxserve.training.tags import tagged_rows, word_firsts
 from muxserve.training.teacher import token_ids
 
 #: Partners are drawn among texts whose lengths differ by about this many tokens.
@@ -97,10 +97,70 @@ class Measured:
     by_length: list[LengthQuality]
 
 
+def answered_examples(
+    tokenizer: Tokenizer, texts: Sequence[str], logits: Sequence[torch.Tensor], max_length: int
+) -> Examples:
+    """Texts for which a teacher's answer is the right one.
+
+    Args:
+        tokenizer: the student's.
+        texts: the texts.
+        logits: the teacher's of each text, [labels], or of its words, [words, labels].
+        max_length: most tokens of a text.
+    """
+    ids = token_ids(tokenizer, texts, max_length)
+    if logits[0].dim() == 1:
+        return Examples(ids, torch.stack(list(logits)).argmax(dim=-1))
+    firsts: list[list[int | None]] = []
+    labels: list[int] = []
+    encodings = tokenizer.encode_batch(list(texts))
+    for encoding, one in zip(encodings, logits, strict=True):
+        places: list[int | None] = [*word_firsts(encoding)[: len(one)]]
+        places += [None] * (len(one) - len(places))
+        firsts.append(places)
+        answers = one.argmax(dim=-1).tolist()
+        labels += [
+            -1 if place is None else answer for place, answer in zip(places, answers, strict=True)
+        ]
+    return Examples(ids, torch.tensor(labels), firsts)
+
+
 def evaluate_family(
     family: Family,
     data: LabelledTexts | TaggedTexts,
     dataset_name: str,
+    *,
+    groupings: int = 5,
+    progress: bool = True,
+) -> list[Measured]:
+    """Measure every member of a family on labelled texts or words, see ``measure``.
+
+    Args:
+        family: a loaded family.
+        data: texts or words with labels, in the family's order of labels.
+        dataset_name: data set and split, as it is to be written down.
+        groupings: random groupings, at least 2.
+        progress: show a bar.
+    """
+    if isinstance(data, TaggedTexts):
+        examples = tagged_examples(family.tokenizer, data, family.spec.max_length)
+    else:
+        examples = labelled_examples(family.tokenizer, data, family.spec.max_length)
+    return measure(
+        family,
+        examples,
+        dataset_name,
+        checksum(data.texts),
+        groupings=groupings,
+        progress=progress,
+    )
+
+
+def measure(
+    family: Family,
+    examples: Examples,
+    dataset_name: str,
+    dataset_sha256: str,
     *,
     metric: str = "accuracy",
     groupings: int = 5,
@@ -110,20 +170,18 @@ def evaluate_family(
 
     Args:
         family: a loaded family.
-        data: texts or words with labels, in the family's order of labels.
+        examples: what is right.
         dataset_name: data set and split, as it is to be written down.
+        dataset_sha256: checksum of its texts.
         metric: what the share of right labels is called.
         groupings: random groupings, at least 2.
+        progress: show a bar.
 
     Raises:
         ValueError: for fewer groupings.
     """
     if groupings < 2:
         raise ValueError(f"a flip rate needs at least 2 groupings, got {groupings}")
-    if isinstance(data, TaggedTexts):
-        examples = tagged_examples(family.tokenizer, data, family.spec.max_length)
-    else:
-        examples = labelled_examples(family.tokenizer, data, family.spec.max_length)
     labels = examples.labels
     bar = tqdm(total=len(family.models) * groupings, unit="pass", disable=not progress)
     measured = []
@@ -152,7 +210,7 @@ def evaluate_family(
             groupings=groupings,
             examples=len(labels),
             dataset=dataset_name,
-            dataset_sha256=checksum(data.texts),
+            dataset_sha256=dataset_sha256,
             measured_on=date.today().isoformat(),
         )
         errors = [calibration_error(one, labels) for one in logits]
@@ -195,6 +253,28 @@ def _by_length(right: torch.Tensor, lengths: torch.Tensor) -> list[LengthQuality
             value = round(float(right[:, among].float().mean()), 4)
             shares.append(LengthQuality(max_tokens=high, value=value, examples=int(among.sum())))
     return shares
+
+
+def deviations(spec: FamilySpec, measured: Sequence[Measured]) -> list[str]:
+    """Where figures differ from those that a family states, by more than their spread; in words.
+
+    The spread of a mean over groupings is small; three standard deviations of one grouping, and a
+    rounding more, leave room for another processor's arithmetic.
+    """
+    found = []
+    stated = {member.num_instances: member.quality for member in spec.members}
+    for one in measured:
+        quality = stated.get(one.num_instances)
+        if quality is None:
+            found.append(f"N={one.num_instances}: the family states no quality")
+        elif quality.dataset_sha256 != one.quality.dataset_sha256:
+            found.append(f"N={one.num_instances}: stated on other data ({quality.dataset})")
+        elif abs(one.quality.value - quality.value) > 3 * quality.std + 0.002:
+            found.append(
+                f"N={one.num_instances}: measured {one.quality.value:.4f}, the family states "
+                f"{quality.value:.4f} ± {quality.std:.4f}"
+            )
+    return found
 
 
 def calibration_error(logits: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Encoding, Tokenizer
 from torch.nn.functional import log_softmax, one_hot, softmax
+
+from muxserve.training.tags import word_firsts
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,53 @@ def token_goals(labels: Sequence[Sequence[int]], count: int, ignored: int) -> Go
         starts.append(starts[-1] + len(row))
     logits = LABEL_LOGIT * one_hot(flat.where(asked, 0), count).float()
     return Goals(logits, asked, starts)
+
+
+def at_words(
+    logits: Sequence[torch.Tensor], tokenizer: Tokenizer, texts: Sequence[str], max_length: int
+) -> list[torch.Tensor]:
+    """A teacher's logits of tokens, at the first token of each word: [words, labels] of each text.
+
+    A student's tokenizer may cut the same words into other pieces.
+    """
+    return [
+        one[word_firsts(encoding)]
+        for one, encoding in zip(logits, _encoded(tokenizer, texts, max_length), strict=True)
+    ]
+
+
+def teacher_goals(
+    logits: Sequence[torch.Tensor], tokenizer: Tokenizer, texts: Sequence[str], max_length: int
+) -> Goals:
+    """Goals from a teacher's logits of each text, [labels], or of its words, [words, labels].
+
+    Args:
+        logits: of each text.
+        tokenizer: the student's.
+        texts: the texts.
+        max_length: most tokens of a text; words beyond have no goal.
+    """
+    if logits[0].dim() == 1:
+        return Goals(torch.stack(list(logits)))
+    rows, starts = [], [0]
+    asked = []
+    for one, encoding in zip(logits, _encoded(tokenizer, texts, max_length), strict=True):
+        # Each tokenizer may have cut off words that the other still has.
+        firsts = word_firsts(encoding)[: len(one)]
+        row = torch.zeros(len(encoding.ids), one.shape[1])
+        row[firsts] = one[: len(firsts)]
+        has_goal = torch.zeros(len(encoding.ids), dtype=torch.bool)
+        has_goal[firsts] = True
+        rows.append(row)
+        asked.append(has_goal)
+        starts.append(starts[-1] + len(row))
+    return Goals(torch.cat(rows), torch.cat(asked), starts)
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Encoding]:
+    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()
+    return list(tokenizer.encode_batch(list(texts)))
 
 
 def soft_cross_entropy(

@@ -157,15 +157,15 @@ def _soft_targets(
             teacher.save_pretrained(folder)
         teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         on_dev = soft_labels(teacher, tokenizer, dev.texts, max_length=MAX_LENGTH)
-        log.info("teacher dev accuracy %.4f", accuracy(on_dev, dev.labels))
+        log.info("teacher dev accuracy %.4f", accuracy(torch.stack(on_dev), dev.labels))
         logits = soft_labels(teacher, tokenizer, texts, max_length=MAX_LENGTH, bf16=bf16)
-        save_file({"logits": logits}, file)
-    logits = load_file(file)["logits"]
+        save_file({"logits": torch.stack(logits)}, file)
+    stored = load_file(file)["logits"]
     own = torch.nn.functional.one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
     # A sentence's own label is a person's word on that sentence; a piece's is its review's.
     weight = torch.full((len(labels), 1), REVIEW_LABEL_LOGIT)
     weight[: len(sentences)] = 2 * REVIEW_LABEL_LOGIT
-    return logits + own * weight, texts
+    return stored + own * weight, texts
 
 
 if __name__ == "__main__":

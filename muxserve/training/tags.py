@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from muxserve.models.heads import IGNORED
 from muxserve.training.data import TaggedTexts
@@ -45,20 +45,25 @@ def tagged_rows(tokenizer: Tokenizer, texts: TaggedTexts, max_length: int) -> Ta
         starts = _starts(words)
         labels = [IGNORED] * len(encoding.ids)
         firsts: list[int | None] = [None] * len(words)
-        before = None
-        for place, (part, offsets) in enumerate(
-            zip(encoding.word_ids, encoding.offsets, strict=True)
-        ):
-            if part is not None and part != before:
-                word = bisect_right(starts, offsets[0]) - 1
-                labels[place] = tags[word]
-                if firsts[word] is None:
-                    firsts[word] = place
-            before = part
+        for place in word_firsts(encoding):
+            word = bisect_right(starts, encoding.offsets[place][0]) - 1
+            labels[place] = tags[word]
+            if firsts[word] is None:
+                firsts[word] = place
         rows.ids.append(encoding.ids)
         rows.labels.append(labels)
         rows.firsts.append(firsts)
     return rows
+
+
+def word_firsts(encoding: Encoding) -> list[int]:
+    """The first token of each word of a text, as its tokenizer sees words."""
+    words = encoding.word_ids
+    return [
+        place
+        for place, word in enumerate(words)
+        if word is not None and (place == 0 or word != words[place - 1])
+    ]
 
 
 def _starts(words: Sequence[str]) -> list[int]:

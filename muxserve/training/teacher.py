@@ -77,17 +77,23 @@ def soft_labels(
     max_length: int,
     bf16: bool = False,
     batch_size: int = 64,
-) -> torch.Tensor:
-    """Logits [len(texts), labels] of the teacher, computed in order of length."""
+) -> list[torch.Tensor]:
+    """The teacher's logits of each text, computed in order of length.
+
+    Returns:
+        For each text [labels], or [tokens, labels] of a teacher that labels tokens.
+    """
     rows = token_ids(tokenizer, texts, max_length)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    logits = torch.empty(len(rows), int(model.config.num_labels or 0))
+    logits = [torch.empty(0)] * len(rows)
     for start in tqdm(range(0, len(order), batch_size), desc="soft labels", unit="batch"):
         picked = order[start : start + batch_size]
         pad_id = model.config.pad_token_id or 0
         ids, mask = pad_batch([rows[i] for i in picked], pad_id, device=model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            logits[picked] = model(input_ids=ids, attention_mask=mask).logits.float().cpu()
+            of_batch = model(input_ids=ids, attention_mask=mask).logits.float().cpu()
+        for index, one in zip(picked, of_batch, strict=True):
+            logits[index] = one[: len(rows[index])].clone() if one.dim() > 1 else one
     return logits
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    BertForTokenClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -145,17 +146,65 @@ def test_a_family_is_widened_by_a_second_checkpoint(official, tmp_path):
         assert engine.classify(["a good film"])[0].num_instances == 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["bert_mlm_gaussian_hadamard_index_pos_n2", "electra_tok_gaussian_hadamard_index_pos_n5"],
-)
-def test_what_is_no_sentence_classifier_is_converted_and_said_not_to_be_served(name, tmp_path):
+def test_an_official_token_checkpoint_labels_words(tokenizer, tmp_path):
+    case = golden("electra_tok_gaussian_hadamard_index_pos_n5")
+    out = tmp_path / "family"
+    own = json.loads((case / "config.json").read_text())["id2label"]
+    labels = [f"tag{index}" for index in own]
+    made = convert(str(case), out, tokenizer=tokenizer, labels=labels)
+    assert (made.num_instances, made.served) == (5, True)
+    assert read_spec(out).task == "token-classification"
+    inputs = load_file(case / "inputs.safetensors")
+    expected = load_file(case / "outputs.safetensors")["logits"]
+    family = Family.load(out)
+    with torch.inference_mode():
+        logits = family.models[5](inputs["input_ids"], inputs["attention_mask"]).logits
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    with Engine(family, EngineConfig(warm_up_s=0.1)) as engine:
+        (answer,) = engine.tag(["a good film"])
+    assert [one.word.text for one in answer.words] == ["a", "good", "film"]
+
+
+def test_a_plain_token_classifier_serves_at_one_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    model = BertForTokenClassification(
+        BertConfig(
+            vocab_size=130,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=66,
+            id2label={0: "O", 1: "PER", 2: "LOC"},
+            label2id={"O": 0, "PER": 1, "LOC": 2},
+        )
+    ).eval()
+    model.save_pretrained(tmp_path / "plain")
+    tiny_tokenizer().save(str(tmp_path / "plain" / "tokenizer.json"))
+    convert(str(tmp_path / "plain"), tmp_path / "family")
+    with Engine.from_family(
+        tmp_path / "family", EngineConfig(warm_up_s=0.1, dtype="float32")
+    ) as engine:
+        (answer,) = engine.tag(["a good film"], raw_scores=True)
+    ids = torch.tensor([tiny_tokenizer().encode("a good film").ids])
+    with torch.inference_mode():
+        expected = model(ids).logits[0]
+    assert [one.label for one in answer.words] == [
+        ["O", "PER", "LOC"][int(row.argmax())] for row in expected[1:-1]
+    ]
+    sentences = plain("bert", tmp_path / "sentences")
+    with pytest.raises(FamilyError, match=r"field task: the family's is token-classification"):
+        convert(str(sentences), tmp_path / "family")
+
+
+@pytest.mark.parametrize("name", ["bert_mlm_gaussian_hadamard_index_pos_n2"])
+def test_what_is_no_classifier_is_converted_and_said_not_to_be_served(name, tmp_path):
     out = tmp_path / "out"
     made = convert(str(golden(name)), out)
     assert not made.served
     assert (out / "model.safetensors").is_file()
     assert not (out / "family.json").exists()
-    with pytest.raises(FamilyError, match="labels are for sentence classifiers"):
+    with pytest.raises(FamilyError, match="labels are for classifiers"):
         convert(str(golden(name)), tmp_path / "other", labels=["a"])
     with pytest.raises(FamilyError, match="there is a model already"):
         convert(str(golden(name)), out)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from muxserve.errors import FamilyError
-from muxserve.models.family import Family, fastest_dtype, read_spec, resolve, write_spec
+from muxserve.models.family import Family, read_spec, resolve, write_spec
+from muxserve.models.precision import fastest_dtype
 from tests.conftest import PIECES, tiny_config
 
 

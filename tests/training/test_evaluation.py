@@ -5,7 +5,13 @@ import torch
 
 from muxserve.models.family import Family, member_logits
 from muxserve.training.data import LabelledTexts, checksum
-from muxserve.training.evaluation import calibration_error, evaluate_family, grouped_predictions
+from muxserve.training.evaluation import (
+    calibration_error,
+    deviations,
+    evaluate_family,
+    grouped_predictions,
+    store_measured,
+)
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]
 DATA = LabelledTexts(
@@ -53,6 +59,29 @@ def test_a_measurement_says_what_it_was_measured_on(family):
         assert one.quality.dataset_sha256 == checksum(DATA.texts)
         assert 0 <= one.flip_rate <= 1
     assert plain.ensembled == plain.quality.value, "copies of a text at N=1 all say the same"
+
+
+def test_quality_is_told_by_length(family):
+    long = LabelledTexts(["good " * 3, "good " * 20, "bad " * 20], [0, 1, 1])
+    for one in evaluate_family(family, long, "x", groupings=2, progress=False):
+        assert [(part.max_tokens, part.examples) for part in one.by_length] == [(16, 1), (32, 2)]
+        parts = sum(part.value * part.examples for part in one.by_length) / 3
+        assert parts == pytest.approx(one.quality.value, abs=1e-3)
+
+
+def test_stated_figures_are_checked_against_measured_ones(family, tmp_path):
+    measured = evaluate_family(family, DATA, "words", groupings=2, progress=False)
+    spec = family.spec.model_copy(deep=True)
+    assert deviations(spec, measured) == [f"N={n}: the family states no quality" for n in (1, 2, 5)]
+    store_measured(spec, measured, tmp_path)
+    spec = spec.model_copy(deep=True)
+    assert deviations(spec, measured) == []
+    spec.members[1].quality.value -= 0.1 + 3 * spec.members[1].quality.std
+    (told,) = deviations(spec, measured)
+    assert told.startswith("N=2: measured 0.")
+    other = LabelledTexts(DATA.texts[:9], DATA.labels[:9])
+    told = deviations(spec, evaluate_family(family, other, "few", groupings=2, progress=False))
+    assert told[0] == "N=1: stated on other data (words)"
 
 
 def test_accuracy_is_one_where_the_labels_are_the_predictions(family, rows):

@@ -12,6 +12,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     GPT2Config,
     GPT2Model,
     PreTrainedModel,
@@ -131,12 +132,40 @@ def test_a_family_is_made_whole_with_what_it_reaches(teacher, texts, word_pieces
     assert hidden == [], "nothing half-made is left"
 
 
+@pytest.mark.parametrize("word_pieces", [None, 60])
+def test_a_teacher_that_labels_tokens_makes_a_family_that_labels_words(
+    texts, tmp_path, word_pieces
+):
+    torch.manual_seed(0)
+    names = {0: "O", 1: "PER", 2: "LOC"}
+    labels = {name: index for index, name in names.items()}
+    config = AutoConfig.for_model("bert", **SIZES, id2label=names, label2id=labels)
+    model = AutoModelForTokenClassification.from_config(config).eval()
+    # Far enough from zero that a word's token decides its label.
+    torch.nn.init.normal_(model.bert.embeddings.word_embeddings.weight)
+    torch.nn.init.normal_(model.classifier.weight)
+    folder = tmp_path / "my-tagger"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = FAST.model_copy(update={"steps": 60, "encoder_learning_rate": 3e-3})
+    made = recipe(folder, texts, distill=settings).model_copy(update={"word_pieces": word_pieces})
+    measured = distill_family(made)
+    family = Family.load(made.out)
+    assert family.spec.task == "token-classification"
+    assert family.spec.labels == list(labels)
+    assert measured[0].quality.examples == 4 * 40, "four words in each text held out"
+    assert measured[0].quality.value > 0.8
+    with Engine(family, EngineConfig(warm_up_s=0.1)) as engine:
+        (answer,) = engine.tag(["good film"])
+    assert [one.word.text for one in answer.words] == ["good", "film"]
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_path, monkeypatch):
     whole = recipe(teacher, texts, out=tmp_path / "whole", work=tmp_path / "whole.work")
     distill_family(whole)
     stopped = recipe(teacher, texts, out=tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr("muxserve.training.distillation.evaluate_family", killed)
+        patch.setattr("muxserve.training.distillation.measure", killed)
         with pytest.raises(KeyboardInterrupt):
             distill_family(stopped)
     assert not stopped.out.exists()

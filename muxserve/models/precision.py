@@ -1,0 +1,20 @@
+"""Configs of checkpoints in, the number format that serves them fastest here out."""
+
+from collections.abc import Iterable
+
+import torch
+from transformers import PreTrainedConfig
+
+
+def fastest_dtype(configs: Iterable[PreTrainedConfig]) -> torch.dtype:
+    """bfloat16 where the CPU multiplies matrices of it in hardware, float32 elsewhere.
+
+    Weights that were trained without an encoder mask (official checkpoints) stay in float32: they
+    are converted to give the reference's numbers, and their mask value of -10000 is too coarse in
+    bfloat16.
+    """
+    if any(getattr(config, "encoder_mask", "union") == "none" for config in configs):
+        return torch.float32
+    processor = torch.cpu.get_capabilities()
+    in_hardware = processor.get("avx512_bf16") or processor.get("amx_bf16")
+    return torch.bfloat16 if in_hardware else torch.float32

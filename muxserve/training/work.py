@@ -1,0 +1,60 @@
+"""The work folder of a run: whose it is, and results that are whole or not there."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def claim(work: Path, recipe: Mapping[str, Any]) -> None:
+    """Make a work folder a recipe's, or see that it is.
+
+    Args:
+        work: the folder; made where it is missing.
+        recipe: every setting that changes what is computed, as JSON has it.
+
+    Raises:
+        ValueError: for a folder with a run of other settings, naming them.
+    """
+    file = work / "recipe.json"
+    if file.exists():
+        theirs = json.loads(file.read_text())
+        other = sorted(key for key in recipe if recipe[key] != theirs.get(key))
+        if other:
+            raise ValueError(
+                f"{work}: holds a run with other settings ({', '.join(other)}); give another "
+                "--work folder, or delete this one"
+            )
+        log.info("going on with the run in %s", work)
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(recipe, indent=1))
+    temporary.replace(file)
+
+
+def check_empty(out: Path) -> None:
+    """Raise ValueError where a result's folder has content."""
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; choose another folder")
+
+
+@contextmanager
+def built_whole(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` to build a result in; it becomes ``out`` where nothing fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield building
+        if out.exists():
+            out.rmdir()
+        building.rename(out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
