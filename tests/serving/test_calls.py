@@ -15,7 +15,7 @@ from muxserve.serving.bundles import Bundle, BundleAnswer
 from muxserve.serving.calls import ReplicaCalls
 
 BUNDLE = Bundle(np.array([1], np.int32), np.array([1], np.int32), ())
-ANSWER = BundleAnswer(np.zeros((1, 2), np.float32), np.ones(1, np.int32), {})
+ANSWER = BundleAnswer(np.zeros((1, 2), np.float32), None, np.ones(1, np.int32), {})
 BOUND_S = 20
 
 
