@@ -100,7 +100,9 @@ def _window(
 ) -> tuple[int, int]:
     """First and last index of the run of near lengths around ``oldest`` with the best rate.
 
-    Candidates end at the last text of each length bucket at or above the oldest's.
+    Candidates end at the last text of each length bucket at or above the oldest's. Each is tried
+    in whole groups too, without the texts that would only begin one more: that group would cost as
+    much as a full one, which the next batch can make of them.
     """
     best, best_rate = (oldest, oldest), 0.0
     for bucket in times.lengths:
@@ -110,10 +112,13 @@ def _window(
         most = n * min(max_groups, times.best_groups(n, lengths[hi]))
         start = min(max(hi + 1 - most, 0), oldest)
         end = min(start + most - 1, hi)
-        texts = end - start + 1
-        rate = texts / times.predict(n, lengths[end], -(-texts // n))
-        if rate > best_rate:
-            best, best_rate = (start, end), rate
+        every = end - start + 1
+        for texts in (every, every // n * n or every):
+            first = max(start, oldest - texts + 1)
+            last = first + texts - 1
+            rate = texts / times.predict(n, lengths[last], -(-texts // n))
+            if rate > best_rate:
+                best, best_rate = (first, last), rate
     return best
 
 

@@ -95,6 +95,30 @@ def test_a_full_batch_repeats_nothing():
     assert batch.slots == list(range(10))
 
 
+@given(st.integers(1, 40), st.integers(1, 64))
+def test_more_than_a_group_goes_in_whole_groups_where_a_group_costs_the_same(texts, length):
+    """At a cost per group alone, one that is not full has the worst rate."""
+    per_group = linear_times(fixed=0.0)
+    batch = plan([Text(length) for _ in range(texts)], 5, per_group, WIDTHS, 8)
+    assert len(batch.texts) == texts if texts < 5 else len(batch.texts) % 5 == 0
+
+
+def test_a_group_that_is_not_full_goes_where_a_forward_costs_more_than_its_groups():
+    """What a forward costs before its first group is better spent on one more text."""
+    mostly_fixed = linear_times(fixed=1.0)
+    batch = plan([Text(10) for _ in range(23)], 5, mostly_fixed, WIDTHS, 8)
+    assert len(batch.texts) == 23
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=60), st.data())
+def test_whole_groups_never_leave_the_oldest_behind(lengths, data):
+    texts = [Text(length) for length in lengths]
+    oldest = data.draw(st.sampled_from(texts))
+    texts.remove(oldest)
+    batch = plan([oldest, *texts], 5, linear_times(fixed=0.0), WIDTHS, 8)
+    assert oldest in batch.texts
+
+
 def test_a_capped_text_alone_is_served_at_its_cap():
     assert plan_for([Text(10, 2)], 5).num_instances == 2
     assert plan_for([Text(10, 4)], 5).num_instances == 2
