@@ -10,6 +10,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel
 
 from muxserve.models import (
     MuxBertConfig,
@@ -72,6 +73,21 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     MuxBertForSequenceClassification(tiny_config()).save_pretrained(folder / "weights")
     write_family(folder, "sequence-classification", ["negative", "positive"])
     return folder
+
+
+def tiny_bert(layers: int) -> BertModel:
+    """A plain encoder with random weights, for students to be cut from."""
+    torch.manual_seed(0)
+    return BertModel(
+        BertConfig(
+            vocab_size=len(PIECES),
+            hidden_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=40,
+        )
+    )
 
 
 TAGS = ["ADJ", "NOUN", "VERB"]

@@ -8,6 +8,7 @@ from tokenizers import Encoding, Tokenizer
 from muxserve.engine.request import Tokens, Word
 from muxserve.errors import InvalidInput, TextTooLong
 from muxserve.models.family import Family
+from muxserve.models.words import word_spans
 
 
 class TextEncoder:
@@ -68,19 +69,10 @@ class TextEncoder:
 
 
 def _words(encoding: Encoding, text: str) -> list[Word]:
-    words: list[Word] = []
-    before = None
-    for place, (word, (start, end)) in enumerate(
-        zip(encoding.word_ids, encoding.offsets, strict=True)
-    ):
-        if word is None:
-            continue
-        if word == before:
-            start, place = words[-1].start, words[-1].first
-            words.pop()
-        words.append(Word(text[start:end], start, end, place))
-        before = word
-    return words
+    return [
+        Word(text[span.start : span.end], span.start, span.end, span.first)
+        for span in word_spans(encoding)
+    ]
 
 
 def _field(index: int, texts: Sequence[str]) -> str:

@@ -37,7 +37,6 @@ from muxserve.models.family import (
 from muxserve.models.official import is_official, load_official
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_ONE_LABEL = "single_label_classification"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 
 
@@ -286,7 +285,7 @@ def _new_family(
     spec = FamilySpec(
         name=out.resolve().name,
         task=task,
-        problem_type=problem_type(model) if task == "sequence-classification" else _ONE_LABEL,
+        problem_type=problem_type(model),
         labels=labels,
         max_length=_length(model),
         members=[Member(num_instances=n, path=_member_folder(n))],
@@ -334,7 +333,9 @@ def _widen(out: Path, model: PreTrainedModel, n: int, labels: list[str], task: T
 
 
 def problem_type(model: PreTrainedModel) -> Any:
-    """The checkpoint's, or what ``transformers`` makes of the number of labels."""
+    """The checkpoint's, or what ``transformers`` makes of the task and the number of labels."""
+    if task_of(type(model).__name__) == "token-classification":
+        return "single_label_classification"  # whatever the config says: no token loss reads it
     if model.config.problem_type is not None:
         return model.config.problem_type
     return "regression" if model.config.num_labels == 1 else "single_label_classification"

@@ -4,7 +4,7 @@ Types are strict: nothing is coerced, and a field that nobody knows is refused, 
 mistake cannot pass for a default. Errors name the field.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
@@ -137,37 +137,38 @@ class TokenClassificationRequest(BaseModel):
     parameters: TokenClassificationParameters | None = Field(None, description="What to answer.")
 
 
-class LabelEntry(BaseModel):
+class _Scored(BaseModel):
+    """What every entry of an answer has."""
+
+    score: float = Field(description="Probability of the label, or logit.")
+    num_instances: int = Field(description="The N that served the text.")
+    truncated: Literal[True] | None = Field(
+        None, description="Present where the text was cut to the family's maximum."
+    )
+
+
+class _InText(BaseModel):
+    """Where a word is."""
+
+    word: str = Field(description="The word, as it stands in the text.")
+    start: int = Field(description="Its first character in the text.")
+    end: int = Field(description="The character after its last.")
+
+
+class LabelEntry(_Scored):
     """One label of an answer; entries of a text come best first."""
 
     label: str = Field(description="Name of the label.")
-    score: float = Field(description="Its probability, or logit.")
-    num_instances: int = Field(description="The N that served the text.")
-    truncated: Literal[True] | None = Field(
-        None, description="Present where the text was cut to the family's maximum."
-    )
 
 
-class WordEntry(LabelEntry):
+class WordEntry(LabelEntry, _InText):
     """One word of an answer and its best label; entries of a text come in order."""
 
-    word: str = Field(description="The word, as it stands in the text.")
-    start: int = Field(description="Its first character in the text.")
-    end: int = Field(description="The character after its last.")
 
-
-class EntityEntry(BaseModel):
+class EntityEntry(_Scored, _InText):
     """One word of an answer, in the shape of ``huggingface_hub.InferenceClient``."""
 
     entity_group: str = Field(description="Name of the label.")
-    score: float = Field(description="Its probability.")
-    word: str = Field(description="The word, as it stands in the text.")
-    start: int = Field(description="Its first character in the text.")
-    end: int = Field(description="The character after its last.")
-    num_instances: int = Field(description="The N that served the text.")
-    truncated: Literal[True] | None = Field(
-        None, description="Present where the text was cut to the family's maximum."
-    )
 
 
 class Health(BaseModel):
@@ -210,11 +211,12 @@ def parse(model: type[Body], body: bytes) -> Body:
 
 
 def _fields_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    if len(loc) == 1:
-        return list(model.model_fields)
-    tokens = model is TokenClassificationRequest
-    nested = TokenClassificationParameters if tokens else ClassificationParameters
-    return list(nested.model_fields)
+    """Names of the fields that there are where ``loc`` is."""
+    for part in loc[:-1]:
+        # The one nested model here is optional: a union with None.
+        nested = get_args(model.model_fields[str(part)].annotation)
+        model = next(one for one in nested if issubclass(one, BaseModel))
+    return list(model.model_fields)
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str | None:

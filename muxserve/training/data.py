@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Encoding, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_labelled(
     ids = {name: index for index, name in enumerate(labels)}
     texts: list[str] = []
     classes: list[int] = []
-    for line, row in read_rows(path):
+    for line, row in _rows(path):
         text = _column(path, line, row, text_column, empty="the text is empty")
         label = _column(path, line, row, label_column, empty="the label is empty")
         if label not in ids:
@@ -85,7 +86,7 @@ def read_tagged(
     texts = TaggedTexts([], [])
     if path.suffix != ".jsonl":
         raise ValueError(f"{path}: expected a .jsonl file of words and their tags")
-    for line, row in read_rows(path):
+    for line, row in _rows(path):
         words = _list_column(path, line, row, words_column)
         tags = _list_column(path, line, row, tags_column)
         if len(words) != len(tags):
@@ -120,28 +121,29 @@ def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
     else:
         texts = [
             _column(path, line, row, text_column, empty="the text is empty")
-            for line, row in read_rows(path, ".txt, .csv or .jsonl")
+            for line, row in _rows(path, ".txt, .csv or .jsonl")
         ]
     if not texts:
         raise ValueError(f"{path}: no texts")
     return texts
 
 
-def _column(path: Path, line: int, row: dict[str, object], column: str, *, empty: str) -> str:
+def _value(path: Path, line: int, row: dict[str, object], column: str) -> object:
     if row.get(column) is None:
         found = ", ".join(map(str, row)) or "none"
         raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
-    value = str(row[column])
+    return row[column]
+
+
+def _column(path: Path, line: int, row: dict[str, object], column: str, *, empty: str) -> str:
+    value = str(_value(path, line, row, column))
     if not value.strip():
         raise ValueError(f"{path}, line {line}: {empty}")
     return value
 
 
 def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> list[str]:
-    if column not in row:
-        found = ", ".join(map(str, row)) or "none"
-        raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
-    value = row[column]
+    value = _value(path, line, row, column)
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{path}, line {line}: {column} is not a list of strings")
     if not value or not all(one.strip() for one in value):
@@ -149,14 +151,7 @@ def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> 
     return value
 
 
-def read_rows(
-    path: Path, formats: str = ".csv or .jsonl"
-) -> Iterator[tuple[int, dict[str, object]]]:
-    """Rows of a CSV or JSONL file, with the line that each ends at.
-
-    Raises:
-        ValueError: naming the file and line; ``formats`` are those that it may tell the user of.
-    """
+def _rows(path: Path, formats: str = ".csv or .jsonl") -> Iterator[tuple[int, dict[str, object]]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
@@ -184,6 +179,13 @@ def checksum(texts: Sequence[str]) -> str:
     for text in texts:
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()
+
+
+def encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Encoding]:
+    """Each text encoded with special tokens, cut to ``max_length`` tokens."""
+    tokenizer.enable_truncation(max_length)
+    tokenizer.no_padding()
+    return list(tokenizer.encode_batch(list(texts)))
 
 
 def pad_batch(

@@ -5,7 +5,6 @@ whose members carry how often they agree with the teacher on texts held out. Eac
 the work folder, so that a run that was stopped goes on where it was.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,24 +25,23 @@ from muxserve.models.convert import (
     task_of,
 )
 from muxserve.models.family import Family, FamilySpec, Member, Task, write_spec
-from muxserve.models.tasks import TokenClassification
 from muxserve.training.data import checksum, read_texts
 from muxserve.training.evaluation import (
     Measured,
     answered_examples,
-    grouped_predictions,
     measure,
     store_measured,
+    watch,
 )
 from muxserve.training.goals import at_words, teacher_goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer
-from muxserve.training.teacher import accuracy, soft_labels, token_ids
+from muxserve.training.teacher import soft_labels, token_ids
 from muxserve.training.work import built_whole, check_empty, claim
 
-log = logging.getLogger(__name__)
-
+#: What a family made without labels is measured by.
+AGREEMENT = "agreement with the teacher"
 #: Folder of the one set of weights that serves every N, in the family's.
 WEIGHTS = "weights"
 #: Every distilled student: what docs/training.md found to work.
@@ -108,9 +106,8 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     teacher = plain_classifier(folder, read_config(folder))
     teacher.to(device)  # type: ignore[arg-type]
     labels = label_names(teacher, None, folder)
-    task = task_of(type(teacher).__name__) or "sequence-classification"
-    of_tokens = task == "token-classification"
-    if not of_tokens and problem_type(teacher) != "single_label_classification":
+    task = _task(teacher)
+    if problem_type(teacher) != "single_label_classification":
         raise ValueError(f"{folder}: only teachers with one label per text or token are covered")
     tokenizer = read_tokenizer(str(folder), teacher)
     encoder = plain_encoder(teacher)
@@ -119,7 +116,7 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     claim(work, _settings(recipe, texts))
 
     logits = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
-    if of_tokens:
+    if task == "token-classification":
         logits = at_words(logits, tokenizer, texts, recipe.max_length)
     kept = list(range(int(encoder.sizes["vocab_size"])))
     if recipe.word_pieces is not None:
@@ -137,30 +134,17 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     student.to(device)  # type: ignore[arg-type]
     order = torch.randperm(len(texts)).tolist()
     held, trained = order[: recipe.held_out], order[recipe.held_out :]
-    rows = token_ids(tokenizer, texts, recipe.max_length)
-    held_texts = [texts[i] for i in held]
+    held_texts, trained_texts = [texts[i] for i in held], [texts[i] for i in trained]
     examples = answered_examples(
         tokenizer, held_texts, [logits[i] for i in held], recipe.max_length
     )
-
-    def evaluate(step: int) -> None:
-        for n in recipe.num_instances:
-            guesses = grouped_predictions(
-                student, examples.ids, n, firsts=examples.firsts, seed=step
-            )
-            agreement = accuracy(guesses, examples.labels.tolist())
-            log.info("step %d N=%d agreement with the teacher %.4f", step, n, agreement)
-
-    goals = teacher_goals(
-        [logits[i] for i in trained], tokenizer, [texts[i] for i in trained], recipe.max_length
-    )
     distill(
         student,
-        [rows[i] for i in trained],
-        goals,
+        token_ids(tokenizer, trained_texts, recipe.max_length),
+        teacher_goals([logits[i] for i in trained], tokenizer, trained_texts, recipe.max_length),
         recipe.distill,
         work / "distil.pt",
-        evaluate=evaluate,
+        evaluate=watch(student, examples, AGREEMENT),
     )
     with built_whole(recipe.out) as building:
         save_family(student.cpu(), tokenizer, building, name=recipe.out.name)
@@ -170,7 +154,7 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
             examples,
             f"{recipe.texts.name}, held out",
             checksum(held_texts),
-            metric="agreement with the teacher",
+            metric=AGREEMENT,
         )
         store_measured(family.spec, measured, building)
     return measured
@@ -237,14 +221,18 @@ def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -
     ids: dict[Any, str] = config.id2label or {}
     spec = FamilySpec(
         name=name,
-        task="token-classification"
-        if isinstance(model, TokenClassification)
-        else "sequence-classification",
+        task=_task(model),
         labels=[ids[index] for index in range(config.label_count)],
         max_length=config.trained_length,
         members=[Member(num_instances=n, path=WEIGHTS) for n in config.served_widths],
     )
     write_spec(out, spec)
+
+
+def _task(classifier: PreTrainedModel) -> Task:
+    task = task_of(type(classifier).__name__)
+    assert task is not None, "only classifiers are taught and saved"
+    return task
 
 
 def _check_fit(recipe: FamilyRecipe, encoder: PlainEncoder, texts: int) -> None:

@@ -4,9 +4,10 @@ The groupings are near in length, as the engine plans them, with other partners 
 """
 
 import itertools
+import logging
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,14 +25,16 @@ from muxserve.models.family import (
     member_logits,
     write_spec,
 )
-from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, pad_batch
-from muxserve.training.tags import tagged_rows, word_firsts
-from muxserve.training.teacher import token_ids
+from muxserve.models.words import word_spans
+from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, encoded, pad_batch
+from muxserve.training.pretrained import Student
+from muxserve.training.tags import tagged_rows
+from muxserve.training.teacher import accuracy, token_ids
+
+log = logging.getLogger(__name__)
 
 #: Partners are drawn among texts whose lengths differ by about this many tokens.
 _LENGTH_JITTER_TOKENS = 2.0
-
-
 #: Token counts that quality is told by: up to each of these, and above the last.
 _LENGTH_STEPS = (16, 32, 64)
 
@@ -108,14 +111,14 @@ def answered_examples(
         logits: the teacher's of each text, [labels], or of its words, [words, labels].
         max_length: most tokens of a text.
     """
-    ids = token_ids(tokenizer, texts, max_length)
+    encodings = encoded(tokenizer, texts, max_length)
+    ids = [encoding.ids for encoding in encodings]
     if logits[0].dim() == 1:
         return Examples(ids, torch.stack(list(logits)).argmax(dim=-1))
     firsts: list[list[int | None]] = []
     labels: list[int] = []
-    encodings = tokenizer.encode_batch(list(texts))
     for encoding, one in zip(encodings, logits, strict=True):
-        places: list[int | None] = [*word_firsts(encoding)[: len(one)]]
+        places: list[int | None] = [span.first for span in word_spans(encoding)[: len(one)]]
         places += [None] * (len(one) - len(places))
         firsts.append(places)
         answers = one.argmax(dim=-1).tolist()
@@ -253,6 +256,24 @@ def _by_length(right: torch.Tensor, lengths: torch.Tensor) -> list[LengthQuality
             value = round(float(right[:, among].float().mean()), 4)
             shares.append(LengthQuality(max_tokens=high, value=value, examples=int(among.sum())))
     return shares
+
+
+def watch(model: Student, examples: Examples, what: str) -> Callable[[int], None]:
+    """What a training run calls to log the share of right answers at every N.
+
+    Args:
+        model: the model in training.
+        examples: held out.
+        what: what that share is called.
+    """
+
+    def evaluate(step: int) -> None:
+        for n in model.config.served_widths:
+            logits = grouped_predictions(model, examples.ids, n, firsts=examples.firsts, seed=step)
+            share = accuracy(logits, examples.labels.tolist())
+            log.info("step %d N=%d %s %.4f", step, n, what, share)
+
+    return evaluate
 
 
 def deviations(spec: FamilySpec, measured: Sequence[Measured]) -> list[str]:

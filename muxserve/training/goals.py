@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from torch.nn.functional import log_softmax, one_hot, softmax
 
-from muxserve.training.tags import word_firsts
+from muxserve.models.words import word_spans
+from muxserve.training.data import encoded
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ def at_words(
     A student's tokenizer may cut the same words into other pieces.
     """
     return [
-        one[word_firsts(encoding)]
-        for one, encoding in zip(logits, _encoded(tokenizer, texts, max_length), strict=True)
+        one[[span.first for span in word_spans(encoding)]]
+        for one, encoding in zip(logits, encoded(tokenizer, texts, max_length), strict=True)
     ]
 
 
@@ -95,9 +96,9 @@ def teacher_goals(
         return Goals(torch.stack(list(logits)))
     rows, starts = [], [0]
     asked = []
-    for one, encoding in zip(logits, _encoded(tokenizer, texts, max_length), strict=True):
+    for one, encoding in zip(logits, encoded(tokenizer, texts, max_length), strict=True):
         # Each tokenizer may have cut off words that the other still has.
-        firsts = word_firsts(encoding)[: len(one)]
+        firsts = [span.first for span in word_spans(encoding)[: len(one)]]
         row = torch.zeros(len(encoding.ids), one.shape[1])
         row[firsts] = one[: len(firsts)]
         has_goal = torch.zeros(len(encoding.ids), dtype=torch.bool)
@@ -106,12 +107,6 @@ def teacher_goals(
         asked.append(has_goal)
         starts.append(starts[-1] + len(row))
     return Goals(torch.cat(rows), torch.cat(asked), starts)
-
-
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Encoding]:
-    tokenizer.enable_truncation(max_length)
-    tokenizer.no_padding()
-    return list(tokenizer.encode_batch(list(texts)))
 
 
 def soft_cross_entropy(

@@ -20,16 +20,13 @@ from muxserve.models.family import resolve
 from muxserve.models.heads import IGNORED
 from muxserve.training.brown import LABELS, brown
 from muxserve.training.distillation import WEIGHTS, build_student, save_family
-from muxserve.training.evaluation import grouped_predictions, tagged_examples
+from muxserve.training.evaluation import tagged_examples, watch
 from muxserve.training.goals import token_goals
 from muxserve.training.growth import start_from
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.student import cut_tokenizer
 from muxserve.training.tags import tagged_rows
-from muxserve.training.teacher import accuracy
-
-log = logging.getLogger(__name__)
 
 WIDTHS = [1, 2, 5]
 LAYERS = 4
@@ -72,19 +69,16 @@ def train(
     pieces = {row: known[piece] for piece, row in tokenizer.get_vocab().items() if piece in known}
     start_from(student, load_file(folder / WEIGHTS / "model.safetensors"), encoder, pieces)
     rows = tagged_rows(tokenizer, texts, MAX_LENGTH)
-    examples = tagged_examples(tokenizer, dev, MAX_LENGTH)
-
-    def evaluate(step: int) -> None:
-        for n in WIDTHS:
-            logits = grouped_predictions(
-                student, examples.ids, n, firsts=examples.firsts, seed=step
-            )
-            share = accuracy(logits, examples.labels.tolist())
-            log.info("step %d N=%d dev accuracy %.4f", step, n, share)
-
     settings = DistillSettings(steps=steps, retrieval_share=0, bf16=bf16, seed=seed)
     goals = token_goals(rows.labels, len(LABELS), IGNORED)
-    distill(student, rows.ids, goals, settings, work / "distil.pt", evaluate=evaluate)
+    distill(
+        student,
+        rows.ids,
+        goals,
+        settings,
+        work / "distil.pt",
+        evaluate=watch(student, tagged_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
+    )
     save_family(student, tokenizer, out, name="part-of-speech")
 
 

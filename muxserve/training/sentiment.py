@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from muxserve.training.data import LabelledTexts
 from muxserve.training.distillation import build_student, save_family
-from muxserve.training.evaluation import grouped_predictions
+from muxserve.training.evaluation import labelled_examples, watch
 from muxserve.training.goals import Goals
 from muxserve.training.growth import start_from
 from muxserve.training.multiplex import DistillSettings, distill
@@ -92,13 +92,6 @@ def train(
     if start is not None:
         start_from(student, load_file(start), encoder, {i: i for i in range(len(kept))})
     rows = token_ids(tokenizer, texts, MAX_LENGTH)
-    dev_rows = token_ids(tokenizer, dev.texts, MAX_LENGTH)
-
-    def evaluate(step: int) -> None:
-        for n in WIDTHS:
-            logits = grouped_predictions(student, dev_rows, n, seed=step)
-            log.info("step %d N=%d dev accuracy %.4f", step, n, accuracy(logits, dev.labels))
-
     settings = DistillSettings(
         steps=steps,
         encoder_learning_rate=learning_rate,
@@ -112,7 +105,7 @@ def train(
         Goals(targets),
         settings,
         work / "distil.pt",
-        evaluate=evaluate,
+        evaluate=watch(student, labelled_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
         evaluate_every=1000,
     )
     save_family(student, tokenizer, out, name="sentiment")

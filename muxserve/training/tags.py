@@ -8,10 +8,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from muxserve.models.heads import IGNORED
-from muxserve.training.data import TaggedTexts
+from muxserve.models.words import word_spans
+from muxserve.training.data import TaggedTexts, encoded
 
 
 @dataclass(frozen=True)
@@ -36,34 +37,22 @@ def tagged_rows(tokenizer: Tokenizer, texts: TaggedTexts, max_length: int) -> Ta
 
     A word that the tokenizer sees as several (``Brown's``) gives each of them its tag.
     """
-    tokenizer.enable_truncation(max_length)
-    tokenizer.no_padding()
     rows = TaggedRows([], [], [])
     for encoding, words, tags in zip(
-        tokenizer.encode_batch(texts.texts), texts.words, texts.tags, strict=True
+        encoded(tokenizer, texts.texts, max_length), texts.words, texts.tags, strict=True
     ):
         starts = _starts(words)
         labels = [IGNORED] * len(encoding.ids)
         firsts: list[int | None] = [None] * len(words)
-        for place in word_firsts(encoding):
-            word = bisect_right(starts, encoding.offsets[place][0]) - 1
-            labels[place] = tags[word]
+        for span in word_spans(encoding):
+            word = bisect_right(starts, span.start) - 1
+            labels[span.first] = tags[word]
             if firsts[word] is None:
-                firsts[word] = place
+                firsts[word] = span.first
         rows.ids.append(encoding.ids)
         rows.labels.append(labels)
         rows.firsts.append(firsts)
     return rows
-
-
-def word_firsts(encoding: Encoding) -> list[int]:
-    """The first token of each word of a text, as its tokenizer sees words."""
-    words = encoding.word_ids
-    return [
-        place
-        for place, word in enumerate(words)
-        if word is not None and (place == 0 or word != words[place - 1])
-    ]
 
 
 def _starts(words: Sequence[str]) -> list[int]:

@@ -11,16 +11,14 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from muxserve.training.data import LabelledTexts, near_length_batches, pad_batch
+from muxserve.training.data import LabelledTexts, encoded, near_length_batches, pad_batch
 
 log = logging.getLogger(__name__)
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Token ids of each text with special tokens, cut to ``max_length`` tokens."""
-    tokenizer.enable_truncation(max_length)
-    tokenizer.no_padding()
-    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+    return [encoding.ids for encoding in encoded(tokenizer, texts, max_length)]
 
 
 def fine_tune(

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.models.family import Family
@@ -11,7 +10,7 @@ from muxserve.training.goals import Goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer
-from tests.conftest import PIECES, tiny_config, tiny_tokenizer
+from tests.conftest import PIECES, tiny_bert, tiny_config, tiny_tokenizer
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]
 TEXTS = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS]
@@ -112,17 +111,7 @@ def test_a_tokenizer_that_keeps_everything_is_unchanged():
 
 
 def test_a_student_starts_from_the_layers_and_pieces_that_were_kept():
-    torch.manual_seed(0)
-    base = BertModel(
-        BertConfig(
-            vocab_size=len(PIECES),
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=40,
-        )
-    )
+    base = tiny_bert(3)
     kept = list(range(0, len(PIECES), 2))
     student = cut_student(plain_encoder(base), tiny_config(vocab_size=len(kept)), [0, 2], kept)
     words = base.embeddings.word_embeddings.weight

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.training.distillation import build_student, spread
 from muxserve.training.growth import start_from
 from muxserve.training.pretrained import plain_encoder
-from tests.conftest import PIECES
+from tests.conftest import PIECES, tiny_bert
 
 LABELS = ("negative", "positive")
 KEPT = list(range(len(PIECES)))
@@ -17,20 +16,7 @@ IDS = torch.tensor([[2, 4, 5, 6, 3], [2, 7, 8, 9, 3], [2, 5, 4, 10, 3], [2, 6, 6
 
 @pytest.fixture(scope="module")
 def encoder():
-    torch.manual_seed(0)
-    return plain_encoder(
-        BertModel(
-            BertConfig(
-                vocab_size=len(PIECES),
-                hidden_size=32,
-                num_hidden_layers=6,
-                num_attention_heads=4,
-                intermediate_size=64,
-                max_position_embeddings=40,
-            ),
-            add_pooling_layer=False,
-        )
-    )
+    return plain_encoder(tiny_bert(6))
 
 
 def student(encoder, layers=3, widths=(1, 2), kept=KEPT, **changes):
