@@ -1,5 +1,6 @@
-"""``muxserve train distill``: a family from a classifier and texts."""
+"""``muxserve train``: a family from a classifier and texts, and the stages of the paper."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from muxserve.cli.app import JsonOption, app, told_in_one_line
+from muxserve.cli.app import JsonOption, app, table, told_in_one_line
 from muxserve.cli.families import print_measured
+from muxserve.cli.flags import flags_of
 from muxserve.errors import InvalidInput
+from muxserve.training.recipe import Stage, StageRecipe
 
 train = typer.Typer(
     help="Train a family.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -99,17 +102,111 @@ def distill(
     changed = {key: value for key, value in nested.items() if value is not None}
     settings["distill"] = {**settings.get("distill", {}), **changed}
 
-    from transformers.utils.logging import disable_progress_bar
-
     from muxserve.training.distillation import FamilyRecipe, distill_family
 
-    disable_progress_bar()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    _log_plainly()
     recipe = FamilyRecipe.model_validate(settings)
     measured = distill_family(recipe)
     print_measured(measured, as_json=as_json)
     typer.echo(f"written to {recipe.out}; next: muxserve serve --family {recipe.out}", err=True)
+
+
+_STAGE_FLAGS = flags_of(StageRecipe, leave_out=frozenset({"stage"}))
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML file with any of the settings below; flags win.")
+]
+
+
+@train.command()
+@told_in_one_line()
+@_STAGE_FLAGS
+def retrieval(config: ConfigOption = None, as_json: JsonOption = False, **flags: Any) -> None:
+    """Warm a MUX-PLM up: name the token that each slot holds (stage 1 of the paper).
+
+    A run that was stopped goes on with the same command; so do the two stages after it.
+
+    \b
+    Examples:
+      muxserve train retrieval --start bert-base-uncased --data texts.txt --num-instances 5 \\
+        --steps 20000 --out warm/
+      muxserve train retrieval --start google/electra-base-discriminator --data wikitext \\
+        --data-config wikitext-103-raw-v1 --out warm/
+    """
+    _run_stage("retrieval", config, as_json, flags)
+
+
+@train.command()
+@told_in_one_line()
+@_STAGE_FLAGS
+def pretrain(config: ConfigOption = None, as_json: JsonOption = False, **flags: Any) -> None:
+    """Pre-train a MUX-PLM (stage 2): masked words for BERT, replaced words for ELECTRA.
+
+    \b
+    Examples:
+      muxserve train pretrain --start warm/ --data texts.txt --steps 100000 --out pretrained/
+      muxserve train pretrain --config pretrain.yaml
+    """
+    _run_stage("pretrain", config, as_json, flags)
+
+
+@train.command()
+@told_in_one_line()
+@_STAGE_FLAGS
+def finetune(config: ConfigOption = None, as_json: JsonOption = False, **flags: Any) -> None:
+    """Fine-tune a MUX-PLM on labelled texts or words (stage 3); at N=1 a plain model.
+
+    `muxserve convert OUT FAMILY` makes the checkpoint a member of a family.
+
+    \b
+    Examples:
+      muxserve train finetune --start pretrained/ --data glue --data-config sst2 \\
+        --text-column sentence --steps 20000 --out sst2-n5/
+      muxserve train finetune --start pretrained/ --task token-classification \\
+        --data train.jsonl --eval-data dev.jsonl --out tags-n5/
+      muxserve train finetune --start bert-base-uncased --num-instances 1 --data labelled.csv \\
+        --out n1/
+    """
+    _run_stage("finetune", config, as_json, flags)
+
+
+def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str, Any]) -> None:
+    settings = _read_settings(config) if config else {}
+    settings |= {key: value for key, value in flags.items() if value is not None}
+    if settings.setdefault("stage", stage) != stage:
+        raise InvalidInput(
+            f"{config}: stage: is {settings['stage']!r}, this command's is {stage!r}"
+        )
+    recipe = StageRecipe.model_validate(settings)
+    try:
+        from muxserve.training.stages import run_stage
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"the stages need the package {error.name}: pip install 'muxserve[training]'"
+        ) from None
+
+    _log_plainly()
+    measured = run_stage(recipe)
+    if as_json:
+        typer.echo(json.dumps(measured))
+    else:
+        typer.echo(table([(name, f"{value:.4f}") for name, value in measured.items()]))
+    after = {
+        "retrieval": f"muxserve train pretrain --start {recipe.out}",
+        "pretrain": f"muxserve train finetune --start {recipe.out}",
+        "finetune": f"muxserve convert {recipe.out} FAMILY",
+    }
+    typer.echo(f"written to {recipe.out}; next: {after[stage]}", err=True)
+
+
+def _log_plainly() -> None:
+    """Our lines with the time; of the libraries, only what went wrong."""
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    for library in ("httpx", "accelerate", "datasets"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

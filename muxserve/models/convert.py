@@ -84,7 +84,7 @@ def convert(
     if is_official(config):
         kind = f"official {config['architectures'][0]}" if config.get("architectures") else "?"
         try:
-            model: PreTrainedModel = load_official(config, _read_state(folder))
+            model: PreTrainedModel = load_official(config, read_state(folder))
         except ValueError as error:
             raise FamilyError(f"{folder}: {error}") from None
     else:
@@ -149,7 +149,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _read_state(folder: Path) -> dict[str, torch.Tensor]:
+def read_state(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's folder; FamilyError for none, or more than tensors."""
     safe, pickled = (folder / name for name in WEIGHTS)
     try:
         if safe.is_file():
@@ -194,7 +195,7 @@ def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
         model = AUTO_MODELS[task].from_config(AutoConfig.from_pretrained(folder))
     except (ValueError, OSError, TypeError) as error:
         raise FamilyError(f"{folder / 'config.json'}: {error}") from None
-    state = {k: v for k, v in _read_state(folder).items() if not k.endswith("position_ids")}
+    state = {k: v for k, v in read_state(folder).items() if not k.endswith("position_ids")}
     report = model.load_state_dict(state, strict=False)
     tied = set(model.all_tied_weights_keys)
     missing = [key for key in report.missing_keys if key not in tied]

@@ -55,7 +55,7 @@ def read_labelled(
     ids = {name: index for index, name in enumerate(labels)}
     texts: list[str] = []
     classes: list[int] = []
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         text = _column(path, line, row, text_column, empty="the text is empty")
         label = _column(path, line, row, label_column, empty="the label is empty")
         if label not in ids:
@@ -86,7 +86,7 @@ def read_tagged(
     texts = TaggedTexts([], [])
     if path.suffix != ".jsonl":
         raise ValueError(f"{path}: expected a .jsonl file of words and their tags")
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         words = _list_column(path, line, row, words_column)
         tags = _list_column(path, line, row, tags_column)
         if len(words) != len(tags):
@@ -121,7 +121,7 @@ def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
     else:
         texts = [
             _column(path, line, row, text_column, empty="the text is empty")
-            for line, row in _rows(path, ".txt, .csv or .jsonl")
+            for line, row in read_rows(path, ".txt, .csv or .jsonl")
         ]
     if not texts:
         raise ValueError(f"{path}: no texts")
@@ -151,7 +151,14 @@ def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> 
     return value
 
 
-def _rows(path: Path, formats: str = ".csv or .jsonl") -> Iterator[tuple[int, dict[str, object]]]:
+def read_rows(
+    path: Path, formats: str = ".csv or .jsonl"
+) -> Iterator[tuple[int, dict[str, object]]]:
+    """Line number and columns of each row of a CSV (with a header) or JSONL file.
+
+    Raises:
+        ValueError: naming the file and line, for what is not of that format or not UTF-8.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
@@ -181,8 +188,10 @@ def checksum(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def encoded(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[Encoding]:
-    """Each text encoded with special tokens, cut to ``max_length`` tokens."""
+def encoded(
+    tokenizer: Tokenizer, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int
+) -> list[Encoding]:
+    """Each text or pair encoded with special tokens, cut to ``max_length`` tokens."""
     tokenizer.enable_truncation(max_length)
     tokenizer.no_padding()
     return list(tokenizer.encode_batch(list(texts)))
@@ -208,20 +217,30 @@ def pad_batch(
 def near_length_batches(
     lengths: Sequence[int], size: int, rng: random.Random, *, pool: int = 50
 ) -> Iterator[list[int]]:
-    """Endless batches of ``size`` indices of similar length, in random order, epoch after epoch.
+    """Endless batches of ``size`` indices of similar length, epoch after epoch."""
+    while True:
+        yield from near_length_epoch(lengths, size, rng, pool=pool)
 
-    Each epoch is a new permutation, so a row's partners in a group change too. The rest of an
-    epoch that does not fill a batch is left to the next.
+
+def near_length_epoch(
+    lengths: Sequence[int], size: int, rng: random.Random, *, pool: int = 50
+) -> Iterator[list[int]]:
+    """One epoch of batches of ``size`` indices of similar length, in random order.
+
+    Each epoch is a new permutation, so a row's partners in a group change too. What does not fill
+    a batch is left out.
+
+    Raises:
+        ValueError: where there is not one batch.
     """
     if size > len(lengths):
         raise ValueError(f"{len(lengths)} texts do not fill a batch of {size}")
-    while True:
-        order = list(range(len(lengths)))
-        rng.shuffle(order)
-        for start in range(0, len(order), size * pool):
-            chunk = sorted(order[start : start + size * pool], key=lambda i: lengths[i])
-            batches = [chunk[i : i + size] for i in range(0, len(chunk) - size + 1, size)]
-            rng.shuffle(batches)
-            for batch in batches:
-                rng.shuffle(batch)
-                yield batch
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    for start in range(0, len(order), size * pool):
+        chunk = sorted(order[start : start + size * pool], key=lambda i: lengths[i])
+        batches = [chunk[i : i + size] for i in range(0, len(chunk) - size + 1, size)]
+        rng.shuffle(batches)
+        for batch in batches:
+            rng.shuffle(batch)
+            yield batch

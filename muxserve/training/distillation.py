@@ -36,7 +36,7 @@ from muxserve.training.evaluation import (
 from muxserve.training.goals import at_words, teacher_goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
-from muxserve.training.student import cut_student, cut_tokenizer
+from muxserve.training.student import cut_student, cut_tokenizer, without_retrieval_head
 from muxserve.training.teacher import soft_labels, token_ids
 from muxserve.training.work import built_whole, check_empty, claim
 
@@ -210,14 +210,10 @@ def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -
 
     Its members carry no quality yet: ``store_measured`` writes it.
     """
-    config = type(model.config).from_dict({**model.config.to_dict(), "retrieval_head": False})
-    lean = type(model)(config)
-    lean.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
-    )
-    lean.half().save_pretrained(out / WEIGHTS)
+    without_retrieval_head(model).half().save_pretrained(out / WEIGHTS)
     tokenizer.no_truncation()
     tokenizer.save(str(out / "tokenizer.json"))
+    config = model.config
     ids: dict[Any, str] = config.id2label or {}
     spec = FamilySpec(
         name=name,

@@ -116,3 +116,13 @@ def cut_student(
         if isinstance(demultiplexer, HadamardGate):
             demultiplexer.gate_scale.copy_(signs)
     return student
+
+
+def without_retrieval_head(model: Student) -> Student:
+    """A copy for serving: the retrieval head takes part in training only."""
+    config = type(model.config).from_dict({**model.config.to_dict(), "retrieval_head": False})
+    lean = type(model)(config)
+    lean.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
+    )
+    return lean
