@@ -122,7 +122,7 @@ def without_retrieval_head(model: Student) -> Student:
     """A copy for serving: the retrieval head takes part in training only."""
     config = type(model.config).from_dict({**model.config.to_dict(), "retrieval_head": False})
     lean = type(model)(config)
-    lean.load_state_dict(
-        {k: v for k, v in model.state_dict().items() if not k.startswith("retrieval_head.")}
-    )
+    state = model.state_dict()
+    # Beside the head, its demultiplexer has layers that only retrieval reads.
+    lean.load_state_dict({key: state[key] for key in lean.state_dict()})
     return lean
