@@ -1,6 +1,9 @@
 """Fixtures shared by all tests."""
 
+import shlex
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,3 +120,22 @@ def write_family(folder: Path, task: Task, labels: list[str]) -> None:
         members=members,
     )
     write_spec(folder, spec)
+
+
+def program(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A ``muxserve`` command as a user would type it, run in ``folder``."""
+    arguments = shlex.split(command)
+    assert arguments[0] == "muxserve"
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=folder,
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )

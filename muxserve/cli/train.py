@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,9 +106,9 @@ def distill(
 
     from muxserve.training.distillation import FamilyRecipe, distill_family
 
-    _log_plainly()
     recipe = FamilyRecipe.model_validate(settings)
-    measured = distill_family(recipe)
+    with _logged_plainly():
+        measured = distill_family(recipe)
     print_measured(measured, as_json=as_json)
     typer.echo(f"written to {recipe.out}; next: muxserve serve --family {recipe.out}", err=True)
 
@@ -184,8 +186,8 @@ def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str
             f"the stages need the package {error.name}: pip install 'muxserve[training]'"
         ) from None
 
-    _log_plainly()
-    measured = run_stage(recipe)
+    with _logged_plainly():
+        measured = run_stage(recipe)
     if as_json:
         typer.echo(json.dumps(measured))
     else:
@@ -198,15 +200,19 @@ def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str
     typer.echo(f"written to {recipe.out}; next: {after[stage]}", err=True)
 
 
-def _log_plainly() -> None:
-    """Our lines with the time; of the libraries, only what went wrong."""
+@contextmanager
+def _logged_plainly() -> Iterator[None]:
+    """Our lines with the time, above a bar; of the libraries, only what went wrong."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
     set_verbosity_error()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    for library in ("httpx", "accelerate", "datasets"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for library in ("httpx", "huggingface_hub", "accelerate", "datasets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    with logging_redirect_tqdm():
+        yield
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

@@ -125,6 +125,8 @@ def _load(source: str, corpus: Corpus) -> "DatasetDict":
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             stored = datasets.load_from_disk(source)
         else:
+            if not path.exists():
+                log.info("looking for %s on the hub", source)
             stored = datasets.load_dataset(source, corpus.data_config)
     except Exception as error:  # readers of formats and the hub's client raise many kinds
         why = (str(error).strip() or type(error).__name__).splitlines()[0]

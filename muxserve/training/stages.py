@@ -52,7 +52,6 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
         FamilyError: for a start that cannot be read.
     """
     check_empty(recipe.out)
-    claim(recipe.work_folder, recipe.what_is_computed())
     torch.manual_seed(recipe.seed)
     model, tokenizer, objective = _prepare(recipe)
     if len(objective.rows) < recipe.groups * objective.n:
@@ -60,6 +59,8 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
             f"{recipe.data}: {len(objective.rows)} rows are fewer than one batch takes "
             f"({recipe.groups} groups of {objective.n})"
         )
+    # Only now, so that a mistake above can be mended without another work folder.
+    claim(recipe.work_folder, recipe.what_is_computed())
     state = recipe.work_folder / "trainer"
     trainer = StageTrainer(model, objective, recipe, state)
     checkpoint = last_whole_checkpoint(state)

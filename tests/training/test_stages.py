@@ -1,6 +1,8 @@
 """The three stages on a tiny scale: each learns, hands over to the next, and resumes exactly."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from muxserve.models.family import Family
 from muxserve.training.recipe import StageRecipe
 from muxserve.training.stage_trainer import StageTrainer, last_whole_checkpoint
 from muxserve.training.stages import run_stage
-from tests.conftest import tiny_tokenizer
+from tests.conftest import program, tiny_tokenizer
 
+DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 WORDS = ["good", "bad", "film", "very", "not", "the"]
 TEXTS = [f"{a} {b} {c}" for a in WORDS for b in WORDS for c in WORDS]
 SIZES = {
@@ -217,7 +220,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(folder, tmp_path, sta
     )
     with pytest.raises(ValueError, match=says):
         run_stage(wrong)
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [], "the mended command is not another run"
 
 
 @pytest.mark.parametrize(
@@ -273,3 +276,48 @@ def test_a_work_folder_of_other_settings_is_refused(folder, tmp_path):
     )
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         run_stage(one)
+
+
+def test_the_documented_commands_make_a_family(folder, tmp_path):
+    shutil.copytree(folder / "bert", tmp_path / "bert-base-uncased")
+    shutil.copy(folder / "texts.txt", tmp_path)
+    rows = [f"{text},{'yes' if 'good' in text else 'no'}" for text in TEXTS]
+    (tmp_path / "labelled.csv").write_text("\n".join(["text,label", *rows]))
+    commands = re.findall(r"^\$ (muxserve .*)$", DOCS.read_text(), flags=re.MULTILINE)
+    tried = [command for command in commands if not command.startswith("muxserve serve")]
+    assert len(tried) == 7
+    for command in tried:
+        if " train " in command:
+            command += " --steps 4 --groups 4 --json"  # a tiny scale is all that differs
+        done = program(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+        assert "arning" not in done.stderr
+        if " train " in command:
+            assert json.loads(done.stdout), "figures"
+            assert re.search(
+                r"^\S+ \S+ step 4 \w+ \d", done.stderr.replace("\r", "\n"), re.MULTILINE
+            )
+    spec = json.loads((tmp_path / "my-family" / "family.json").read_text())
+    assert [member["num_instances"] for member in spec["members"]] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--start x --out y", "data: Field required"),
+        ("--start nowhere/x --data texts.txt --out y", "nowhere/x: no such folder here"),
+        ("--start bert --data none.csv --out y", "none.csv: no such file"),
+        ("--start bert --data latin.txt --out y", "latin.txt: not UTF-8 (byte 3)"),
+        ("--config other.yaml --out y", "other.yaml: stage: is 'finetune'"),
+    ],
+)
+def test_a_users_mistake_is_one_line(folder, tmp_path, arguments, says, monkeypatch):
+    shutil.copytree(folder / "bert", tmp_path / "bert")
+    shutil.copy(folder / "texts.txt", tmp_path)
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9\n".encode("latin-1"))
+    (tmp_path / "other.yaml").write_text("stage: finetune\nstart: bert\ndata: texts.txt\n")
+    done = program(f"muxserve train retrieval {arguments}", tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,10 +1,7 @@
 """From a classifier and texts to a family, on a tiny scale: the path of docs/your-own-family.md."""
 
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ from muxserve.models.family import Family
 from muxserve.training.distillation import FamilyRecipe, build_student, distill_family, spread
 from muxserve.training.multiplex import DistillSettings
 from muxserve.training.pretrained import plain_encoder
-from tests.conftest import tiny_tokenizer
+from tests.conftest import program, tiny_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "your-own-family.md"
 LABELS = {"negative": 0, "positive": 1}
@@ -245,20 +242,6 @@ def test_a_work_folder_of_another_recipe_is_not_gone_on_with(teacher, texts):
     shutil.rmtree(first.out)
     with pytest.raises(ValueError, match=r"holds a run with other settings \(layers\)"):
         distill_family(recipe(teacher, texts, layers=1))
-
-
-def program(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    arguments = shlex.split(command)
-    assert arguments[0] == "muxserve"
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env={"PYTHONPATH": str(DOCS.parents[1]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 def test_the_documented_path_from_a_classifier_to_answers(teacher, texts, tmp_path):
