@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset, SequentialSampler
 from tqdm import tqdm
 from transformers import (
@@ -73,6 +74,7 @@ class StageTrainer(Trainer):
         from torch.utils.tensorboard import SummaryWriter
 
         self.objective = objective
+        self.progress = Progress()
         every = min(recipe.evaluate_every, recipe.steps)
         keep_best = recipe.stage == "finetune"
         arguments = TrainingArguments(
@@ -113,13 +115,19 @@ class StageTrainer(Trainer):
             train_dataset=batches,
             eval_dataset=objective.held,  # Trainer wants one; the objective measures
             callbacks=[
-                Progress(),
+                self.progress,
                 TensorBoardCallback(SummaryWriter(str(state / "tensorboard"))),
             ],
         )
         self.remove_callback(PrinterCallback)
         # The objective's loss is a mean over its batch, whatever the model could be told.
         self.model_accepts_loss_kwargs = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.progress.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
@@ -132,6 +140,16 @@ class StageTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> torch.Tensor:
         return self.objective.loss(model, inputs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            why = str(error).splitlines()[0]
+            raise OSError(
+                f"{self.args.output_dir}: the state of the run could not be written ({why}); is "
+                "the disk full? The same command goes on from the state before"
+            ) from None
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.model.eval()  # type: ignore[union-attr]
@@ -186,9 +204,8 @@ class Progress(TrainerCallback):
         )
         log.info("step %d %s", state.global_step, figures)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def close(self) -> None:
+        """End the bar, however the run ended."""
         if self.bar is not None:
             self.bar.close()
 
