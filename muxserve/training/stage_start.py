@@ -63,10 +63,7 @@ def stage_network(
         model = _plain_classifier(recipe, labels, folder)
     else:
         model = _multiplexed(recipe, labels, folder)
-    tokenizer = read_tokenizer(recipe.tokenizer or str(folder), model)
-    if isinstance(model.config, MuxConfig) and model.config.demuxing_variant == "index":
-        _check_first_token(model.config, tokenizer)
-    return model, tokenizer
+    return model, read_tokenizer(recipe.tokenizer or str(folder), model)
 
 
 def text_length(recipe: StageRecipe, model: PreTrainedModel) -> int:
@@ -119,7 +116,8 @@ def _multiplexed(
     recipe: StageRecipe, labels: Sequence[str] | None, folder: Path
 ) -> MuxPreTrainedModel:
     """A plain encoder's weights in a new MUX-PLM."""
-    encoder = plain_encoder(_read_plain(AutoModel, folder))
+    plain = _read_plain(AutoModel, folder)
+    encoder = plain_encoder(plain)
     positions = int(encoder.sizes["max_position_embeddings"])
     n = recipe.num_instances or 2
     prefix = n + 1 if recipe.demuxing_variant == "index" else 0
@@ -127,7 +125,9 @@ def _multiplexed(
     architecture = {field: getattr(recipe, field) for field in _ARCHITECTURE}
     fields = {key: value for key, value in architecture.items() if value is not None}
     if prefix:
-        fields["first_token_id"] = 101  # the reference's; checked against the tokenizer
+        # What texts begin with ends the prefix.
+        tokenizer = read_tokenizer(recipe.tokenizer or str(folder), plain)
+        fields["first_token_id"] = tokenizer.encode("").ids[0]
     config = encoder.config(
         num_hidden_layers=encoder.layers,
         **{**fields, "num_instances": n, "trained_length": length},
@@ -182,12 +182,3 @@ def _stage_model(recipe: StageRecipe, config: MuxConfig) -> MuxPreTrainedModel:
         return MuxElectraForPreTraining(config)
     assert isinstance(config, MuxBertConfig)
     return MuxBertForMaskedLM(config)
-
-
-def _check_first_token(config: MuxConfig, tokenizer: Tokenizer) -> None:
-    first = tokenizer.encode("").ids[0]
-    if config.first_token_id != first:
-        raise ValueError(
-            f"demuxing_variant: 'index' ends its prefix with token {config.first_token_id}, but "
-            f"texts begin with {first} in this tokenizer"
-        )

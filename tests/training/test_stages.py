@@ -17,6 +17,7 @@ from muxserve.training.recipe import StageRecipe
 from muxserve.training.stage_trainer import StageTrainer, last_whole_checkpoint
 from muxserve.training.stages import run_stage
 from tests.conftest import program, tiny_tokenizer
+from tests.models.test_convert import golden
 
 DOCS = Path(__file__).parents[2] / "docs" / "stages.md"
 WORDS = ["good", "bad", "film", "very", "not", "the"]
@@ -160,6 +161,29 @@ def test_real_numbers_and_pairs_from_parquet(folder, tmp_path):
         )
     )
     assert -1 <= measured["pearson"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("case", "stage"),
+    [
+        ("bert_mlm_gaussian_hadamard_index_pos_n2", "retrieval"),
+        ("bert_mlm_gaussian_hadamard_index_pos_n2", "pretrain"),
+        ("bert_mlm_gaussian_hadamard_index_pos_n2", "finetune"),
+        ("electra_rtd_gaussian_hadamard_index_pos_n2", "pretrain"),
+        ("electra_rtd_gaussian_hadamard_index_pos_n2", "finetune"),
+        ("bert_seq_gaussian_hadamard_index_n2", "finetune"),
+    ],
+)
+def test_an_official_checkpoint_is_trained_on_as_it_was_trained(folder, tmp_path, case, stage):
+    official = golden(case)
+    start = recipe(
+        folder, stage, official, tmp_path / "out", tokenizer=str(folder / "bert"), steps=2
+    )
+    run_stage(start)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["padding"] == "max_length"
+    assert config["encoder_mask"] == "none"
+    assert config["num_instances"] == 2
 
 
 class Stop(Exception):
