@@ -39,14 +39,15 @@ def distill(
         str | None, typer.Option(help="The classifier: a folder, or a model's name on the hub.")
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="Texts like those to be served: .txt, .csv or .jsonl.")
+        Path | None,
+        typer.Option(help="Texts like those to be served: .txt, .csv, .jsonl or .parquet."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the new family.")] = None,
     work: Annotated[
         Path | None, typer.Option(help="Folder for the stages; by default OUT.work.")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column of the texts in a CSV or JSONL file.")
+        str | None, typer.Option(help="Column of the texts, where there are columns.")
     ] = None,
     num_instances: Annotated[
         list[int] | None,

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from muxserve.training.data import read_rows, read_texts
+from muxserve.training.data import read_parquet, read_rows, read_texts
 from muxserve.training.recipe import Corpus
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ def _read_file(path: Path, corpus: Corpus) -> "Dataset":
 
     if path.suffix == ".txt":
         return datasets.Dataset.from_dict({corpus.text_column: read_texts(path)})
+    if path.suffix == ".parquet":
+        return read_parquet(path)
     try:
-        if path.suffix == ".parquet":
-            return datasets.Dataset.from_parquet(str(path), keep_in_memory=True)
         rows = [row for _, row in read_rows(path, _FORMATS)]
         return datasets.Dataset.from_list(rows)
     except (ValueError, OSError):

@@ -7,9 +7,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Encoding, Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class TaggedTexts:
 def read_labelled(
     path: Path, labels: Sequence[str], *, text_column: str = "text", label_column: str = "label"
 ) -> LabelledTexts:
-    """Read a CSV (with a header) or JSONL file of texts and label names.
+    """Read a CSV (with a header), JSONL or Parquet file of texts and label names.
 
     Args:
         path: the file; its ending says which format.
@@ -72,7 +76,7 @@ def read_labelled(
 def read_tagged(
     path: Path, labels: Sequence[str], *, words_column: str = "tokens", tags_column: str = "tags"
 ) -> TaggedTexts:
-    """Read a JSONL file of words and the tag of each.
+    """Read a JSONL or Parquet file of words and the tag of each.
 
     Args:
         path: the file.
@@ -84,8 +88,8 @@ def read_tagged(
     """
     ids = {name: index for index, name in enumerate(labels)}
     texts = TaggedTexts([], [])
-    if path.suffix != ".jsonl":
-        raise ValueError(f"{path}: expected a .jsonl file of words and their tags")
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: expected a .jsonl or .parquet file of words and their tags")
     for line, row in read_rows(path):
         words = _list_column(path, line, row, words_column)
         tags = _list_column(path, line, row, tags_column)
@@ -104,7 +108,7 @@ def read_tagged(
 
 
 def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
-    """Read unlabelled texts: one per line of a .txt file, or a column of a CSV or JSONL file.
+    """Read unlabelled texts: one per line of a .txt file, or a column of another file.
 
     Blank lines of a .txt file are passed over.
 
@@ -121,7 +125,7 @@ def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
     else:
         texts = [
             _column(path, line, row, text_column, empty="the text is empty")
-            for line, row in read_rows(path, ".txt, .csv or .jsonl")
+            for line, row in read_rows(path, ".txt, .csv, .jsonl or .parquet")
         ]
     if not texts:
         raise ValueError(f"{path}: no texts")
@@ -152,9 +156,9 @@ def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> 
 
 
 def read_rows(
-    path: Path, formats: str = ".csv or .jsonl"
+    path: Path, formats: str = ".csv, .jsonl or .parquet"
 ) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and columns of each row of a CSV (with a header) or JSONL file.
+    """Line number and columns of each row of a CSV (with a header), JSONL or Parquet file.
 
     Raises:
         ValueError: naming the file and line, for what is not of that format or not UTF-8.
@@ -170,6 +174,8 @@ def read_rows(
                     if not isinstance(row, dict):
                         raise ValueError(f"{path}, line {line}: not a JSON object")
                     yield line, row
+            elif path.suffix == ".parquet":
+                yield from enumerate(read_parquet(path))
             elif path.suffix == ".csv":
                 reader = csv.DictReader(file)
                 for row in reader:
@@ -178,6 +184,19 @@ def read_rows(
                 raise ValueError(f"{path}: expected a {formats} file")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
+
+
+def read_parquet(path: Path) -> "Dataset":
+    """The rows of a Parquet file; ValueError for what is none."""
+    try:
+        from datasets import Dataset
+    except ModuleNotFoundError:
+        raise ValueError(f"{path}: Parquet needs pip install 'muxserve[training]'") from None
+    try:
+        return Dataset.from_parquet(str(path), keep_in_memory=True)
+    except Exception as error:  # pyarrow's and datasets' own kinds
+        why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: not a Parquet file: {why}") from None
 
 
 def checksum(texts: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from muxserve.models.convert import (
@@ -44,6 +45,8 @@ from muxserve.training.work import built_whole, check_empty, claim
 AGREEMENT = "agreement with the teacher"
 #: Folder of the one set of weights that serves every N, in the family's.
 WEIGHTS = "weights"
+#: Texts whose soft labels are kept together: what a run that is stopped loses at most.
+SOFT_LABEL_PART = 1024
 #: Every distilled student: what docs/training.md found to work.
 NETWORK: dict[str, Any] = {
     "plain_single": True,
@@ -64,10 +67,12 @@ class FamilyRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     teacher: str = Field(description="The classifier: a folder, or a model's name on the hub.")
-    texts: Path = Field(description="Texts like those to be served: .txt, .csv or .jsonl.")
+    texts: Path = Field(
+        description="Texts like those to be served: .txt, .csv, .jsonl or .parquet."
+    )
     out: Path = Field(description="Folder of the new family.")
     work: Path | None = Field(None, description="Folder for the stages; by default OUT.work.")
-    text_column: str = Field("text", description="Column of the texts in a CSV or JSONL file.")
+    text_column: str = Field("text", description="Column of the texts, where there are columns.")
     num_instances: list[int] = Field([1, 2, 5, 10], description="Every N to serve, 1 among them.")
     layers: int | None = Field(None, ge=1, description="Layers of the student; all by default.")
     word_pieces: int | None = Field(
@@ -259,15 +264,29 @@ def _settings(recipe: FamilyRecipe, texts: Sequence[str]) -> dict[str, Any]:
 def _soft_labels(
     work: Path, teacher: PreTrainedModel, tokenizer: Tokenizer, texts: list[str], max_length: int
 ) -> list[torch.Tensor]:
-    """The teacher's logits of each text, or of each of its tokens; computed once."""
-    file = work / "soft_labels.safetensors"
-    if not file.exists():
-        logits = soft_labels(teacher, tokenizer, texts, max_length=max_length)
-        rows = torch.tensor([one.shape[0] if one.dim() > 1 else 0 for one in logits])
-        temporary = file.with_suffix(".tmp")
-        stored = torch.cat([one.view(-1, one.shape[-1]) for one in logits])
-        save_file({"logits": stored, "tokens": rows}, temporary)
-        temporary.replace(file)
+    """The teacher's logits of each text, or of each of its tokens; each part computed once."""
+    logits: list[torch.Tensor] = []
+    with tqdm(total=len(texts), desc="soft labels", unit="text") as bar:
+        for start in range(0, len(texts), SOFT_LABEL_PART):
+            part = texts[start : start + SOFT_LABEL_PART]
+            file = work / f"soft_labels-{start:09}.safetensors"
+            if not file.exists():
+                made = soft_labels(teacher, tokenizer, part, max_length=max_length, progress=False)
+                _store(made, file)
+            logits += _stored(file)
+            bar.update(len(part))
+    return logits
+
+
+def _store(logits: Sequence[torch.Tensor], file: Path) -> None:
+    rows = torch.tensor([one.shape[0] if one.dim() > 1 else 0 for one in logits])
+    stored = torch.cat([one.view(-1, one.shape[-1]) for one in logits])
+    temporary = file.with_suffix(".tmp")
+    save_file({"logits": stored, "tokens": rows}, temporary)
+    temporary.replace(file)
+
+
+def _stored(file: Path) -> list[torch.Tensor]:
     state = load_file(file)
     if not state["tokens"].any():
         return list(state["logits"])

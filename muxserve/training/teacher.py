@@ -75,6 +75,7 @@ def soft_labels(
     max_length: int,
     bf16: bool = False,
     batch_size: int = 64,
+    progress: bool = True,
 ) -> list[torch.Tensor]:
     """The teacher's logits of each text, computed in order of length.
 
@@ -84,7 +85,8 @@ def soft_labels(
     rows = token_ids(tokenizer, texts, max_length)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     logits = [torch.empty(0)] * len(rows)
-    for start in tqdm(range(0, len(order), batch_size), desc="soft labels", unit="batch"):
+    starts = range(0, len(order), batch_size)
+    for start in tqdm(starts, desc="soft labels", unit="batch", disable=not progress):
         picked = order[start : start + batch_size]
         pad_id = model.config.pad_token_id or 0
         ids, mask = pad_batch([rows[i] for i in picked], pad_id, device=model.device)

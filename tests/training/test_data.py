@@ -4,10 +4,17 @@ import random
 from itertools import islice
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.training.data import near_length_batches, pad_batch, read_labelled
+from muxserve.training.data import (
+    near_length_batches,
+    pad_batch,
+    read_labelled,
+    read_tagged,
+    read_texts,
+)
 from muxserve.training.sentiment_data import chunks, held_out, letters
 
 LABELS = ("negative", "positive")
@@ -21,6 +28,21 @@ def test_a_csv_and_a_jsonl_file_give_the_same_texts(tmp_path):
     one, other = (read_labelled(tmp_path / f"a.{kind}", LABELS) for kind in ("csv", "jsonl"))
     assert one == other
     assert one.labels == [1, 0]
+
+
+def test_a_parquet_file_gives_the_same_texts_and_words(tmp_path):
+    rows = {"text": ["a b", "c"], "label": ["pos", "neg"]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    texts = read_labelled(tmp_path / "a.parquet", ["neg", "pos"])
+    assert (texts.texts, texts.labels) == (["a b", "c"], [1, 0])
+    assert read_texts(tmp_path / "a.parquet") == ["a b", "c"]
+    words = {"tokens": [["a", "b"], ["c"]], "tags": [["X", "Y"], ["Y"]]}
+    Dataset.from_dict(words).to_parquet(tmp_path / "b.parquet")
+    tagged = read_tagged(tmp_path / "b.parquet", ["X", "Y"])
+    assert (tagged.words, tagged.tags) == ([["a", "b"], ["c"]], [[0, 1], [1]])
+    (tmp_path / "c.parquet").write_text("not that")
+    with pytest.raises(ValueError, match=r"c\.parquet: not a Parquet file"):
+        read_texts(tmp_path / "c.parquet")
 
 
 def test_columns_can_be_named(tmp_path):
@@ -40,7 +62,7 @@ def test_columns_can_be_named(tmp_path):
         ("a.csv", b"text,label\nx\xff,positive\n", r"not UTF-8"),
         ("a.jsonl", b"{\n", r"line 1: not JSON"),
         ("a.jsonl", b"[1]\n", r"line 1: not a JSON object"),
-        ("a.txt", b"x\n", r"expected a \.csv or \.jsonl file"),
+        ("a.txt", b"x\n", r"expected a \.csv, \.jsonl or \.parquet file"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, message):

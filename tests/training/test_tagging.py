@@ -131,8 +131,8 @@ def test_a_bad_row_of_tags_is_named(tmp_path, row, message):
     assert str(file) in str(refused.value)
 
 
-def test_tags_are_read_from_jsonl_only(tmp_path):
-    with pytest.raises(ValueError, match=r"expected a \.jsonl file"):
+def test_tags_are_not_read_from_csv(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a \.jsonl or"):
         read_tagged(tmp_path / "a.csv", TAGS)
 
 

@@ -173,6 +173,31 @@ def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_pa
         assert (stopped.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
+def test_soft_labels_are_computed_once_for_each_part(teacher, texts, tmp_path, monkeypatch):
+    from muxserve.training import distillation
+
+    monkeypatch.setattr(distillation, "SOFT_LABEL_PART", 100)
+    asked: list[int] = []
+    original = distillation.soft_labels
+    stops = True
+
+    def counted(model, tokenizer, part, **settings):
+        if stops and len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(len(part))
+        return original(model, tokenizer, part, **settings)
+
+    one = recipe(teacher, texts)
+    monkeypatch.setattr(distillation, "soft_labels", counted)
+    with pytest.raises(KeyboardInterrupt):
+        distill_family(one)
+    assert asked == [100, 100, 100]
+    stops = False
+    distill_family(one)
+    assert asked == [100] * 6 + [48], "648 texts; what was there is not made again"
+    assert not list(one.work_folder.glob("*.tmp"))
+
+
 def killed(*args, **kwargs):
     raise KeyboardInterrupt
 
