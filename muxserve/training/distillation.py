@@ -39,7 +39,7 @@ from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
 from muxserve.training.student import cut_student, cut_tokenizer, without_retrieval_head
 from muxserve.training.teacher import soft_labels, token_ids
-from muxserve.training.work import built_whole, check_empty, claim
+from muxserve.training.work import built_whole, check_empty, claimed
 
 #: What a family made without labels is measured by.
 AGREEMENT = "agreement with the teacher"
@@ -118,51 +118,52 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     encoder = plain_encoder(teacher)
     _check_fit(recipe, encoder, len(texts))
     work = recipe.work_folder
-    claim(work, _settings(recipe, texts))
-
-    logits = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
-    if task == "token-classification":
-        logits = at_words(logits, tokenizer, texts, recipe.max_length)
-    kept = list(range(int(encoder.sizes["vocab_size"])))
-    if recipe.word_pieces is not None:
-        tokenizer, kept = cut_tokenizer(tokenizer, texts, recipe.word_pieces)
-    torch.manual_seed(recipe.distill.seed)
-    student = build_student(
-        encoder,
-        kept,
-        layers=recipe.layers or encoder.layers,
-        widths=recipe.num_instances,
-        max_length=recipe.max_length,
-        labels=labels,
-        task=task,
-    )
-    student.to(device)  # type: ignore[arg-type]
-    order = torch.randperm(len(texts)).tolist()
-    held, trained = order[: recipe.held_out], order[recipe.held_out :]
-    held_texts, trained_texts = [texts[i] for i in held], [texts[i] for i in trained]
-    examples = answered_examples(
-        tokenizer, held_texts, [logits[i] for i in held], recipe.max_length
-    )
-    distill(
-        student,
-        token_ids(tokenizer, trained_texts, recipe.max_length),
-        teacher_goals([logits[i] for i in trained], tokenizer, trained_texts, recipe.max_length),
-        recipe.distill,
-        work / "distil.pt",
-        evaluate=watch(student, examples, AGREEMENT),
-    )
-    with built_whole(recipe.out) as building:
-        save_family(student.cpu(), tokenizer, building, name=recipe.out.name)
-        family = Family.load(building)
-        measured = measure(
-            family,
-            examples,
-            f"{recipe.texts.name}, held out",
-            checksum(held_texts),
-            metric=AGREEMENT,
+    with claimed(work, _settings(recipe, texts)):
+        logits = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
+        if task == "token-classification":
+            logits = at_words(logits, tokenizer, texts, recipe.max_length)
+        kept = list(range(int(encoder.sizes["vocab_size"])))
+        if recipe.word_pieces is not None:
+            tokenizer, kept = cut_tokenizer(tokenizer, texts, recipe.word_pieces)
+        torch.manual_seed(recipe.distill.seed)
+        student = build_student(
+            encoder,
+            kept,
+            layers=recipe.layers or encoder.layers,
+            widths=recipe.num_instances,
+            max_length=recipe.max_length,
+            labels=labels,
+            task=task,
         )
-        store_measured(family.spec, measured, building)
-    return measured
+        student.to(device)  # type: ignore[arg-type]
+        order = torch.randperm(len(texts)).tolist()
+        held, trained = order[: recipe.held_out], order[recipe.held_out :]
+        held_texts, trained_texts = [texts[i] for i in held], [texts[i] for i in trained]
+        examples = answered_examples(
+            tokenizer, held_texts, [logits[i] for i in held], recipe.max_length
+        )
+        distill(
+            student,
+            token_ids(tokenizer, trained_texts, recipe.max_length),
+            teacher_goals(
+                [logits[i] for i in trained], tokenizer, trained_texts, recipe.max_length
+            ),
+            recipe.distill,
+            work / "distil.pt",
+            evaluate=watch(student, examples, AGREEMENT),
+        )
+        with built_whole(recipe.out) as building:
+            save_family(student.cpu(), tokenizer, building, name=recipe.out.name)
+            family = Family.load(building)
+            measured = measure(
+                family,
+                examples,
+                f"{recipe.texts.name}, held out",
+                checksum(held_texts),
+                metric=AGREEMENT,
+            )
+            store_measured(family.spec, measured, building)
+        return measured
 
 
 def build_student(

@@ -32,7 +32,7 @@ from muxserve.training.stage_start import stage_network, text_length
 from muxserve.training.stage_trainer import StageTrainer, last_whole_checkpoint
 from muxserve.training.student import without_retrieval_head
 from muxserve.training.tags import tagged_rows
-from muxserve.training.work import built_whole, check_empty, claim
+from muxserve.training.work import built_whole, check_empty, claimed
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,16 +60,16 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
             f"({recipe.groups} groups of {objective.n})"
         )
     # Only now, so that a mistake above can be mended without another work folder.
-    claim(recipe.work_folder, recipe.what_is_computed())
-    state = recipe.work_folder / "trainer"
-    trainer = StageTrainer(model, objective, recipe, state)
-    checkpoint = last_whole_checkpoint(state)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.eval()
-    measured = {name: round(value, 4) for name, value in objective.measure(model).items()}
-    with built_whole(recipe.out) as building:
-        _write(building, model.cpu(), tokenizer, recipe, measured)
-    return measured
+    with claimed(recipe.work_folder, recipe.what_is_computed()):
+        state = recipe.work_folder / "trainer"
+        trainer = StageTrainer(model, objective, recipe, state)
+        checkpoint = last_whole_checkpoint(state)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        model.eval()
+        measured = {name: round(value, 4) for name, value in objective.measure(model).items()}
+        with built_whole(recipe.out) as building:
+            _write(building, model.cpu(), tokenizer, recipe, measured)
+        return measured
 
 
 def _prepare(recipe: StageRecipe) -> tuple[PreTrainedModel, Tokenizer, Objective]:

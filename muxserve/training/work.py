@@ -9,19 +9,33 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 log = logging.getLogger(__name__)
 
 
-def claim(work: Path, recipe: Mapping[str, Any]) -> None:
-    """Make a work folder a recipe's, or see that it is.
+@contextmanager
+def claimed(work: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
+    """Make a work folder a recipe's, or see that it is, and keep other processes out of it.
 
     Args:
         work: the folder; made where it is missing.
         recipe: every setting that changes what is computed, as JSON has it.
 
     Raises:
-        ValueError: for a folder with a run of other settings, naming them.
+        ValueError: for a folder with a run of other settings, naming them, or one that another
+            process is at work in.
     """
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            _claim(work, recipe)
+            yield
+    except Timeout:
+        raise ValueError(f"{work}: another process is at work on this run") from None
+
+
+def _claim(work: Path, recipe: Mapping[str, Any]) -> None:
     file = work / "recipe.json"
     if file.exists():
         theirs = json.loads(file.read_text())
@@ -33,7 +47,6 @@ def claim(work: Path, recipe: Mapping[str, Any]) -> None:
             )
         log.info("going on with the run in %s", work)
         return
-    work.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(recipe, indent=1))
     temporary.replace(file)

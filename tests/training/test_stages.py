@@ -16,6 +16,7 @@ from muxserve.models.family import Family
 from muxserve.training.recipe import StageRecipe
 from muxserve.training.stage_trainer import StageTrainer, last_whole_checkpoint
 from muxserve.training.stages import run_stage
+from muxserve.training.work import claimed
 from tests.conftest import program, tiny_tokenizer
 from tests.models.test_convert import golden
 
@@ -290,6 +291,16 @@ def test_a_label_that_training_did_not_have_is_named(folder, tmp_path):
                 num_instances=2,
             )
         )
+
+
+def test_a_second_run_of_the_same_command_is_refused_while_the_first_is_at_work(folder, tmp_path):
+    one = recipe(folder, "finetune", folder / "bert", tmp_path / "out", num_instances=2)
+    with (
+        claimed(one.work_folder, one.what_is_computed()),
+        pytest.raises(ValueError, match="another process is at work on this run"),
+    ):
+        run_stage(one)
+    run_stage(one)
 
 
 def test_a_work_folder_of_other_settings_is_refused(folder, tmp_path):
