@@ -11,10 +11,11 @@ from muxserve.errors import InvalidInput
 
 
 class Proxy(StrEnum):
-    """What takes HTTP for Ray Serve."""
+    """What takes HTTP."""
 
     PYTHON = "python"
     HAPROXY = "haproxy"
+    NONE = "none"
 
 
 #: Ray's own default for a Ray that it starts; said outright, it needs no warning.
@@ -28,6 +29,7 @@ RAY_SETTINGS: dict[Proxy, dict[str, str]] = {
         # Nothing stands before this HAProxy that would have to notice first: end at once.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     },
+    Proxy.NONE: {**_ALWAYS, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
 }
 
 
@@ -72,9 +74,15 @@ def serve(
 
     check_port_is_free(host, port)
     values = dict(_key_value(setting) for setting in settings or [])
+    if proxy is Proxy.NONE:
+        values = {"ingress.direct_host": host, "ingress.direct_port": str(port), **values}
     built = build_app(ServeConfig.model_validate({"family": family, **values}))
     typer.echo(f"starting {family} on http://{host}:{port} ...", err=True)
-    serve_until_stopped(built, host, port, lambda: typer.echo(_how_to_ask(host, port)))
+    serve_until_stopped(
+        built,
+        None if proxy is Proxy.NONE else (host, port),
+        lambda: typer.echo(_how_to_ask(host, port)),
+    )
     typer.echo("stopped", err=True)
 
 

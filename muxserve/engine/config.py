@@ -19,7 +19,7 @@ class EngineConfig(BaseModel):
     latency_target_ms: float = Field(
         50.0,
         gt=0,
-        description="The line is to be drained within this time; N widens when it would not be.",
+        description="Texts are to be answered within this time; N widens when they would not be.",
     )
     num_instances: int | None = Field(
         None, ge=1, description="Pin N; by default N follows the load."
@@ -49,6 +49,13 @@ class EngineConfig(BaseModel):
         None,
         ge=1,
         description="CPU threads of the forward; by default the cores of the process or replica.",
+    )
+    forwards_in_flight: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="Forwards that run at once; by default 2, and 1 with a single CPU thread. On a "
+        "CPU each has its part of the threads, and a lone one has all.",
     )
     warm_up_s: float = Field(
         5.0, gt=0, description="Seconds after which measuring forward times at start gives way."

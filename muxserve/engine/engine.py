@@ -1,44 +1,33 @@
-"""The engine: line -> policy -> slots -> forward -> answers, in one thread of its own.
+"""The engine: texts or token ids in, answers out; what a Python program holds.
 
-There is no batching timer: while one forward runs, requests gather, and when it ends the next batch
-is planned from what waits. Idle, a lone request runs at once at N=1; loaded, batches fill by
-themselves.
+It tokenizes, puts requests in the line and turns logits into answers; ``workers`` has the threads
+that serve the line.
 """
 
 import asyncio
 import contextlib
-import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from muxserve.engine.config import EngineConfig, available_cores
-from muxserve.engine.forward import DTYPES, Executor, TorchExecutor
-from muxserve.engine.line import Entry, Line
-from muxserve.engine.policy import choose
+from muxserve.engine.forward import Executor, TorchExecutor, load_to_serve
+from muxserve.engine.line import Line
 from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
 from muxserve.engine.scores import Classification, Tagging, label_scores, word_labels
-from muxserve.engine.slots import Plan, plan, unplan
 from muxserve.engine.stats import EngineStats
-from muxserve.engine.times import grid, measure
+from muxserve.engine.times import grid
 from muxserve.engine.tokens import TextEncoder
 from muxserve.engine.widths import allowed_widths
+from muxserve.engine.workers import Workers
 from muxserve.errors import (
     DeadlineExceeded,
-    ForwardFailed,
     InvalidInput,
     MuxserveError,
-    NotReady,
 )
 from muxserve.models.family import Family
-
-log = logging.getLogger(__name__)
 
 #: Texts of one call to ``classify`` that are submitted together, and such bundles in flight.
 _BUNDLE_TEXTS, _BUNDLES_IN_FLIGHT = 256, 4
@@ -72,24 +61,26 @@ class Engine:
         self.encoder = TextEncoder.of_family(family)
         self.times = grid(family.spec.max_length, self.config.max_groups, family.padded_length)
         self._target_s = self.config.latency_target_ms / 1000
-        self._executor = executor or TorchExecutor(
+        threads = self.config.torch_threads or available_cores()
+        executor = executor or TorchExecutor(
             family.models,
             pad_id=family.pad_id,
             padded_length=family.padded_length,
-            threads=self.config.torch_threads or available_cores(),
+            threads=threads,
+            in_flight=self.config.forwards_in_flight or min(2, threads),
         )
+        self.in_flight = executor.in_flight
         self._line = Line(self.config.max_waiting_texts)
-        self._stats = EngineStats()
-        self._running: list[Entry] = []
-        self._failure: BaseException | None = None
-        self._ready = threading.Event()
-        self._thread = threading.Thread(
-            target=self._serve, args=(on_progress,), name="muxserve-forward", daemon=True
+        self._workers = Workers(
+            self._line,
+            executor,
+            self.times,
+            self.widths,
+            target_s=self._target_s,
+            max_groups=self.config.max_groups,
+            of_tokens=family.spec.of_tokens,
         )
-        self._thread.start()
-        self._ready.wait()
-        if self._failure is not None:
-            raise self._failure
+        self._workers.start(family.pad_id, self.config.warm_up_s, on_progress)
 
     @classmethod
     def from_family(
@@ -105,8 +96,7 @@ class Engine:
             FamilyError: as ``Family.load``.
         """
         config = config or EngineConfig()
-        loaded = Family.load(family, dtype=DTYPES[config.dtype])
-        return cls(loaded, config, on_progress=on_progress)
+        return cls(load_to_serve(family, config.dtype), config, on_progress=on_progress)
 
     def submit(self, request: Request) -> None:
         """Put a request in the line and return at once; ``request.on_done`` tells the end.
@@ -200,24 +190,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A copy of the counters."""
-        return replace(
-            self._stats,
-            waiting=self._line.texts,
-            shed=self._line.shed,
-            expired=self._line.expired,
-            cancelled=self._line.cancelled,
-            texts_by_num_instances=dict(self._stats.texts_by_num_instances),
-        )
+        return self._workers.stats()
 
     @property
     def alive(self) -> bool:
-        """Whether the forward thread runs; once false, requests are refused."""
-        return self._thread.is_alive()
+        """Whether every forward thread runs; once false, requests are refused."""
+        return self._workers.alive
 
     def close(self) -> None:
-        """Refuse new requests, serve what waits, and end the forward thread."""
+        """Refuse new requests, serve what waits, and end the forward threads."""
         self._line.close()
-        self._thread.join()
+        self._workers.join()
 
     def __enter__(self) -> Self:
         return self
@@ -242,93 +225,6 @@ class Engine:
             )
             for prediction, one in zip(predictions, tokens, strict=True)
         ]
-
-    def _serve(self, on_progress: Callable[[float], None] | None) -> None:
-        """The forward thread: warm up, then plan and run until the line is closed and empty."""
-        try:
-            self._executor.prepare()
-            measure(
-                self.times,
-                self.widths,
-                self._warm,
-                budget_s=self.config.warm_up_s,
-                on_progress=on_progress,
-            )
-        except BaseException as error:
-            self._failure = error
-            self._line.close()
-            return
-        finally:
-            self._ready.set()
-        try:
-            self._serve_line()
-        except BaseException:
-            # Nobody may wait for a thread that is gone; the health check tells who looks.
-            log.exception("the forward thread ended by an error")
-            gone = NotReady("the engine stopped by an internal error")
-            self._line.abort(gone)
-            for entry in self._running:
-                entry.settle_rest(gone)
-
-    def _serve_line(self) -> None:
-        while waiting := self._line.waiting():
-            choice = choose(
-                (entry.length for entry in waiting), self.times, self.widths, self._target_s
-            )
-            batch = plan(
-                waiting, choice.num_instances, self.times, self.widths, self.config.max_groups
-            )
-            self._line.take(batch.texts)
-            self._running = batch.texts
-            self._run(batch)
-
-    def _warm(self, n: int, length: int, groups: int) -> None:
-        """One forward of ``groups`` full groups of ``length`` tokens of padding."""
-        row = np.full(length, self.family.pad_id, dtype=np.int64)
-        self._executor.run(n, [row] * (n * groups))
-
-    def _run(self, batch: Plan[Entry]) -> None:
-        started = time.perf_counter()
-        try:
-            logits = self._executor.run(
-                batch.num_instances, [batch.texts[i].ids for i in batch.slots]
-            )
-            if not np.isfinite(logits).all():
-                raise FloatingPointError("the forward gave a score that is not a finite number")
-        except Exception as error:
-            self._retry_in_halves(batch, error)
-            return
-        seconds = time.perf_counter() - started
-        self.times.observe(batch.num_instances, batch.length, batch.groups, seconds)
-        self._stats.count(
-            batch.num_instances,
-            slots=len(batch.slots),
-            distinct=len(batch.texts),
-            answered=sum(len(entry.waiters) for entry in batch.texts),
-            seconds=seconds,
-        )
-        answers = unplan(logits, batch.slots, len(batch.texts))
-        for entry, row in zip(batch.texts, answers, strict=True):
-            own = row[: entry.length] if self.family.spec.of_tokens else row
-            entry.settle(Prediction(own, batch.num_instances))
-
-    def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
-        """Run each half of a failed batch by itself, so that only the culprit fails."""
-        if len(batch.texts) == 1:
-            log.error("the forward failed for one text", exc_info=error)
-            self._stats.failed += len(batch.texts[0].waiters)
-            batch.texts[0].settle(ForwardFailed(f"the forward failed: {error}"))
-            return
-        middle = len(batch.texts) // 2
-        for half in (batch.texts[:middle], batch.texts[middle:]):
-            rest = half
-            while rest:
-                retry = plan(
-                    rest, batch.num_instances, self.times, self.widths, self.config.max_groups
-                )
-                taken = {id(entry) for entry in retry.texts}
-                rest = [entry for entry in rest if id(entry) not in taken]
-                self._run(retry)
 
 
 async def answer(

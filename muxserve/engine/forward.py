@@ -1,13 +1,16 @@
 """A planned batch in, logits out. The only engine module that knows what runs the model."""
 
+import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from muxserve.models.family import member_logits
+from muxserve.engine.packed import pack_layers
+from muxserve.models.family import Family, member_logits
 
 #: Names of the settings; None is what is fastest here.
 DTYPES: dict[str, torch.dtype | None] = {
@@ -17,21 +20,55 @@ DTYPES: dict[str, torch.dtype | None] = {
 }
 
 
+def load_to_serve(
+    family: str | Path, dtype: str = "auto", widths: Sequence[int] | None = None
+) -> Family:
+    """A family on the device that serves it, in the settings' ``dtype`` and ready for inference.
+
+    Raises:
+        FamilyError: as ``Family.load``.
+    """
+    loaded = Family.load(family, widths, dtype=DTYPES[dtype])
+    for model in {id(model): model for model in loaded.models.values()}.values():
+        if torch.cuda.is_available():
+            torch.nn.Module.to(model, "cuda")
+        pack_layers(model)
+    return loaded
+
+
 class Executor(Protocol):
-    """Runs forwards; called from one thread only."""
+    """Runs forwards: as many at once as ``in_flight`` says, each from a thread of its own.
+
+    Attributes:
+        in_flight: forwards that run at once.
+        spreads: whether a forward that runs alone can take the cores of the others.
+    """
+
+    in_flight: int
+    spreads: bool
 
     def prepare(self) -> None:
-        """Set up the calling thread; called once, by the thread that will call ``run``."""
+        """Set up the calling thread; called once by each thread that will call ``run``."""
 
-    def run(self, n: int, rows: Sequence[np.ndarray]) -> np.ndarray:
+    def run(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
         """Logits float32 of rows of token ids, N=n to a group in order.
 
         [rows, labels] of texts, or [rows, tokens of the longest, labels] of their tokens.
+
+        Args:
+            n: N.
+            rows: token ids of each slot.
+            alone: no other forward will run meanwhile.
         """
 
 
 class TorchExecutor:
-    """Runs the members of a family in this process with torch."""
+    """Runs the members of a family in this process with torch, on the device they are on.
+
+    On a CPU a forward that shares the machine gets its part of the threads. Threads of one forward
+    wait for each other at every operation, so with all cores to each forward the slowest core
+    would hold up the others hundreds of times a forward, as soon as anything else runs there.
+    """
 
     def __init__(
         self,
@@ -40,31 +77,63 @@ class TorchExecutor:
         pad_id: int,
         padded_length: int | None,
         threads: int,
+        in_flight: int = 1,
     ) -> None:
         """Args:
         models: the model of each N.
         pad_id: token id of padding.
         padded_length: pad every batch to this length; None pads to its longest text.
-        threads: CPU threads of a forward.
+        threads: CPU threads of all forwards together.
+        in_flight: forwards that run at once.
         """
+        self.in_flight = in_flight
         self._models = models
         self._pad_id = pad_id
         self._padded_length = padded_length
+        self._device = next(iter(models.values())).device
         self._threads = threads
+        self._share = max(1, threads // in_flight)
+        self.spreads = self._device.type == "cpu" and self._share < threads
+        self._streams = threading.local()
 
     def prepare(self) -> None:
         # OpenMP keeps the number of threads per calling thread, and Ray sets OMP_NUM_THREADS from
         # num_cpus; so it is set here, on purpose, by the thread that computes.
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._share)
+        if self._device.type == "cuda":
+            # Each forward in flight has a stream, so that copies of one overlap another's work.
+            self._streams.own = torch.cuda.Stream(self._device)
 
-    def run(self, n: int, rows: Sequence[np.ndarray]) -> np.ndarray:
-        length = self._padded_length or max(len(row) for row in rows)
-        ids = np.full((len(rows), length), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(rows), length), dtype=np.int64)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        model = self._models[n]
+    def run(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
+        ids, mask = self._padded(rows)
         with torch.inference_mode():
-            input_ids, attention_mask = torch.from_numpy(ids), torch.from_numpy(mask)
-            return np.asarray(member_logits(model, input_ids, attention_mask, n).numpy())
+            if self._device.type == "cuda":
+                return self._run_on_gpu(n, ids, mask)
+            if not (alone and self.spreads):
+                return np.asarray(member_logits(self._models[n], ids, mask, n).numpy())
+            torch.set_num_threads(self._threads)
+            try:
+                return np.asarray(member_logits(self._models[n], ids, mask, n).numpy())
+            finally:
+                torch.set_num_threads(self._share)
+
+    def _run_on_gpu(self, n: int, ids: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
+        with torch.cuda.stream(self._streams.own):
+            ids = ids.to(self._device, non_blocking=True)
+            mask = mask.to(self._device, non_blocking=True)
+            logits = member_logits(self._models[n], ids, mask, n).to("cpu", non_blocking=True)
+            # Waits for this stream alone; the interpreter lock is free meanwhile.
+            self._streams.own.synchronize()
+        return np.asarray(logits.numpy())
+
+    def _padded(self, rows: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask, [rows, length]; in page-locked memory where a GPU will fetch them."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        length = self._padded_length or int(lengths.max())
+        pinned = self._device.type == "cuda"
+        ids = torch.full((len(rows), length), self._pad_id, pin_memory=pinned)
+        mask = torch.zeros((len(rows), length), dtype=torch.int64, pin_memory=pinned)
+        filled = np.arange(length) < lengths[:, None]
+        ids.numpy()[filled] = np.concatenate(rows)
+        mask.numpy()[filled] = 1
+        return ids, mask

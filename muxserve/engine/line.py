@@ -1,7 +1,8 @@
 """The waiting line: requests come in from any thread, the engine's thread takes texts out.
 
 Equal texts that wait together are one entry; cancelled and expired ones leave before they can take
-a slot. One lock guards everything here; no one else holds its state.
+a slot. One lock guards everything here; no one else holds its state. Any thread may join, one at a
+time takes out.
 """
 
 import threading
@@ -67,6 +68,8 @@ class Line:
         self._texts = 0
         self._open = True
         self._changed = threading.Condition()
+        self._wanted: float = 1
+        self._wakes = 0
 
     @property
     def texts(self) -> int:
@@ -105,26 +108,47 @@ class Line:
                 else:
                     entry.waiters.append((request, index))
                     entry.width_limit = _narrower(entry.width_limit, options.max_num_instances)
+            if len(self._entries) >= self._wanted:
+                self._changed.notify()
+
+    @property
+    def open(self) -> bool:
+        """Whether requests may still join."""
+        return self._open
+
+    @property
+    def wakes(self) -> int:
+        """How often ``wake`` was called; see ``gather``."""
+        return self._wakes
+
+    def wake(self) -> None:
+        """End the ``gather`` of whoever gathers now."""
+        with self._changed:
+            self._wakes += 1
             self._changed.notify()
 
-    def waiting(self) -> list[Entry]:
-        """Block until texts wait, drop those that nobody wants any more; the rest, oldest first.
+    def gather(self, texts: float, since: int) -> None:
+        """Block until so many distinct texts wait, or the line is woken or closed.
 
-        Empty only once the line is closed.
+        Args:
+            texts: how many.
+            since: ``wakes`` as it was before the caller decided to gather.
         """
-        while True:
-            with self._changed:
-                while not self._entries and self._open:
-                    self._changed.wait()
-                if not self._entries:
-                    return []
-                dropped = self._drop_unwanted(time.monotonic())
-                entries = list(self._entries.values())
-            # Settled outside the lock: what a caller does on it must not stop the line.
-            for request, index, outcome in dropped:
-                request.settle(index, outcome)
-            if entries:
-                return entries
+        with self._changed:
+            self._wanted = texts
+            while self._wakes == since and len(self._entries) < texts:
+                self._changed.wait()
+            self._wanted = 1
+
+    def waiting(self) -> list[Entry]:
+        """What waits, oldest first, without what nobody wants any more."""
+        with self._changed:
+            dropped = self._drop_unwanted(time.monotonic())
+            entries = list(self._entries.values())
+        # Settled outside the lock: what a caller does on it must not stop the line.
+        for request, index, outcome in dropped:
+            request.settle(index, outcome)
+        return entries
 
     def take(self, entries: Sequence[Entry]) -> None:
         """Remove entries that are about to run."""
@@ -137,6 +161,7 @@ class Line:
         """Refuse new requests; what waits is still served."""
         with self._changed:
             self._open = False
+            self._wakes += 1
             self._changed.notify_all()
 
     def abort(self, outcome: Outcome) -> None:
@@ -146,6 +171,7 @@ class Line:
             self._entries.clear()
             self._texts = 0
             self._open = False
+            self._wakes += 1
             self._changed.notify_all()
         for entry in entries:
             entry.settle(outcome)

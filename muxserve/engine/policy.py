@@ -1,7 +1,8 @@
 """Which N: the smallest whose predicted drain time of the line meets the latency target.
 
-In: the lengths of the texts that wait, the forward times, the target. Out: N and the batch's
-groups. A pure function: no clock, no model, no state.
+In: the lengths of the texts that wait and of those in forwards that run, the forward times, the
+target. Out: N, the most groups of the batch, and how many texts make it worth starting. Pure
+functions: no clock, no model, no state.
 """
 
 import bisect
@@ -13,6 +14,10 @@ from muxserve.engine.times import ForwardTimes
 
 #: Where no N meets the target, a wider N must drain the line this much faster to be worth it.
 WORTH_WIDENING = 0.95
+
+#: The share of the latency target within which the line is to be drained. The rest is for what a
+#: text waits before the line is looked at: until a forward that runs already has ended.
+DRAIN_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,57 @@ def choose(
         choices.append(choice)
     best = min(choice.drain_s for choice in choices)
     return next(choice for choice in choices if choice.drain_s * WORTH_WIDENING <= best)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the next forward should be.
+
+    Attributes:
+        num_instances: N.
+        max_groups: most groups G, so that forwards that run at once share what there is.
+        enough: texts that must wait for it to pay while other forwards run; with fewer, what
+            comes meanwhile gathers. 1 where nothing runs: then the next forward starts at once.
+    """
+
+    num_instances: int
+    max_groups: int
+    enough: int
+
+
+def decide(
+    waiting: Sequence[int],
+    running: Sequence[int],
+    times: ForwardTimes,
+    widths: Sequence[int],
+    target_s: float,
+    *,
+    in_flight: int,
+    max_groups: int,
+) -> Decision:
+    """N, G and the moment of the next forward.
+
+    Texts that other forwards hold count as load too: in a closed loop their senders come back. And
+    where forwards run at once, none takes more than its share, or the others would idle.
+
+    Args:
+        waiting: tokens of each text that waits, oldest first; not empty.
+        running: tokens of each text in the forwards that run now.
+        times: predictions for a forward beside ``in_flight - 1`` others.
+        widths: every N that may be chosen, ascending.
+        target_s: texts are to be answered within this time.
+        in_flight: forwards that may run at once.
+        max_groups: most groups of a forward.
+    """
+    budget_s = DRAIN_SHARE * target_s * in_flight
+    n = choose([*waiting, *running], times, widths, budget_s).num_instances
+    share = -(-(len(waiting) + len(running)) // in_flight)
+    groups = min(max_groups, -(-share // n))
+    if not running:
+        return Decision(n, groups, 1)
+    good = min(groups, times.best_groups(n, waiting[0])) * n
+    # Half of a good batch starts: what comes back from the others is never all there at once.
+    return Decision(n, groups, min(share, max(n, -(-good // 2))))
 
 
 def drain_s(buckets: Mapping[int, int], times: ForwardTimes, n: int) -> float:

@@ -88,9 +88,11 @@ class Request:
     outcomes: list[Outcome | None] = field(init=False)
     cancelled: bool = field(init=False, default=False)
     _missing: int = field(init=False)
-    _done: threading.Event = field(init=False, default_factory=threading.Event)
+    # Held until every text has its outcome: far cheaper to make than an Event, for every request.
+    _pending: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self._pending.acquire()
         self.outcomes = [None] * len(self.tokens)
         self._missing = len(self.tokens)
 
@@ -99,7 +101,7 @@ class Request:
         self.outcomes[index] = outcome
         self._missing -= 1
         if self._missing == 0:
-            self._done.set()
+            self._pending.release()
             if self.on_done is not None:
                 try:
                     self.on_done(self)
@@ -113,4 +115,7 @@ class Request:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block until every text has its outcome; False when the time ran out first."""
-        return self._done.wait(timeout_s)
+        if not self._pending.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            return False
+        self._pending.release()
+        return True

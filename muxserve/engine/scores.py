@@ -83,10 +83,10 @@ def label_scores(logits: np.ndarray, spec: FamilySpec, *, raw: bool = False) -> 
         spec: the family; softmax for one label of many, sigmoid for several, else nothing.
         raw: give the logits themselves.
     """
-    values = logits if raw else _activate(logits, spec.problem_type)
-    return [
-        LabelScore(spec.labels[i], float(values[i])) for i in np.argsort(-values, kind="stable")
-    ]
+    values = (logits if raw else _activate(logits, spec.problem_type)).tolist()
+    # Sorted as a list: of a handful of labels that is several times as fast as numpy.
+    best_first = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    return [LabelScore(spec.labels[i], values[i]) for i in best_first]
 
 
 def _activate(logits: np.ndarray, problem_type: str) -> np.ndarray:

@@ -5,7 +5,8 @@ In: times measured at warm-up and while running. Out: predictions for the policy
 
 import bisect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 #: Weight of the newest observation in the running correction.
 SMOOTHING = 0.1
@@ -36,6 +37,37 @@ class ForwardTimes:
             raise ValueError(f"{len(self.groups)} times expected, got {len(seconds)}")
         self._seconds[n, length] = list(seconds)
         self._correction[n, length] = 1.0
+
+    def dump(self) -> dict[str, Any]:
+        """The table as JSON has it, without the running correction."""
+        return {
+            "lengths": self.lengths,
+            "groups": self.groups,
+            "seconds": [
+                {"num_instances": n, "length": length, "seconds": seconds}
+                for (n, length), seconds in sorted(self._seconds.items())
+            ],
+        }
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> "ForwardTimes":
+        """What ``dump`` wrote.
+
+        Raises:
+            ValueError: where it is something else.
+        """
+        try:
+            times = cls(values["lengths"], values["groups"])
+            for cell in values["seconds"]:
+                times.set(cell["num_instances"], cell["length"], cell["seconds"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a table of forward times: {error!r}") from None
+        return times
+
+    @property
+    def widths(self) -> list[int]:
+        """Every N in the table, ascending."""
+        return sorted({n for n, _ in self._seconds})
 
     def bucket(self, length: int) -> int:
         """The smallest length bucket that holds a text of ``length`` tokens."""
@@ -78,6 +110,37 @@ class ForwardTimes:
         low, high = self.groups[index - 1], self.groups[index]
         share = (groups - low) / (high - low)
         return (seconds[index - 1] * (1 - share) + seconds[index] * share) * correction
+
+
+class SpreadGain:
+    """Whether a forward that runs alone is quicker on every core, as measured of late.
+
+    On a quiet machine it is; where other programs use the cores, the threads of one forward wait
+    for each other at every operation and it can be many times slower.
+    """
+
+    #: Below this ratio all cores pay: a forward that takes them keeps others from starting.
+    _PAYS = 0.9
+    #: Each chance that is passed moves the ratio this much towards 0, so that it is tried again.
+    _FORGET = 0.98
+
+    def __init__(self) -> None:
+        self._ratio = 1.0
+
+    def start(self, ratio: float) -> None:
+        """Set the first measured ratio."""
+        self._ratio = ratio
+
+    def pays(self) -> bool:
+        """Whether the next lone forward should take every core; counts as a chance."""
+        if self._ratio < self._PAYS:
+            return True
+        self._ratio *= self._FORGET
+        return False
+
+    def observe(self, ratio: float) -> None:
+        """Note a forward's seconds on every core over those predicted on its share of them."""
+        self._ratio += 2 * SMOOTHING * (min(ratio, 4.0) - self._ratio)
 
 
 def grid(max_length: int, max_groups: int, fixed_length: int | None) -> ForwardTimes:

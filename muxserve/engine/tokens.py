@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from muxserve.engine.request import Tokens, Word
-from muxserve.errors import InvalidInput, TextTooLong
+from muxserve.errors import InvalidInput, MuxserveError, TextTooLong
 from muxserve.models.family import Family
 from muxserve.models.words import word_spans
 
@@ -40,19 +40,44 @@ class TextEncoder:
             InvalidInput: for a text without content.
             TextTooLong: for a text over ``max_length`` tokens when ``truncate`` is false.
         """
-        for index, text in enumerate(texts):
-            if not text or text.isspace():
-                raise InvalidInput("the text is empty", field=_field(index, texts))
+        (encoded,) = self.encode_each([(texts, truncate)])
+        if isinstance(encoded, MuxserveError):
+            raise encoded
+        return encoded
+
+    def encode_each(
+        self, requests: Sequence[tuple[Sequence[str], bool]]
+    ) -> list[list[Tokens] | MuxserveError]:
+        """Token ids of the texts of several requests, or the error of a request.
+
+        Args:
+            requests: texts, and whether those that are too long are cut.
+        """
+        outcomes = [_empty_text(one) for one, _ in requests]
+        texts = [
+            text
+            for (one, _), refused in zip(requests, outcomes, strict=True)
+            if refused is None
+            for text in one
+        ]
         # One text is quicker without the batch call's thread pool.
         if len(texts) == 1:
-            encodings = [self._whole.encode(texts[0])]
+            encodings = iter([self._whole.encode(texts[0])])
         elif self._words:
-            encodings = self._whole.encode_batch(list(texts))
+            encodings = iter(self._whole.encode_batch(texts))
         else:
-            encodings = self._whole.encode_batch_fast(list(texts))
-        return [
-            self._fit(encoding, texts, index, truncate) for index, encoding in enumerate(encodings)
-        ]
+            encodings = iter(self._whole.encode_batch_fast(texts))
+        answers: list[list[Tokens] | MuxserveError] = []
+        for (one, truncate), refused in zip(requests, outcomes, strict=True):
+            if refused is not None:
+                answers.append(refused)
+                continue
+            own = [next(encodings) for _ in one]
+            try:
+                answers.append([self._fit(own[i], one, i, truncate) for i in range(len(one))])
+            except TextTooLong as error:
+                answers.append(error)
+        return answers
 
     def _fit(self, encoding: Encoding, texts: Sequence[str], index: int, truncate: bool) -> Tokens:
         cut = len(encoding.ids) > self.max_length
@@ -66,6 +91,13 @@ class TextEncoder:
             encoding = self._cut.encode(texts[index])
         words = _words(encoding, texts[index]) if self._words else ()
         return Tokens(np.asarray(encoding.ids, dtype=np.int64), cut, words)
+
+
+def _empty_text(texts: Sequence[str]) -> MuxserveError | None:
+    for index, text in enumerate(texts):
+        if not text or text.isspace():
+            return InvalidInput("the text is empty", field=_field(index, texts))
+    return None
 
 
 def _words(encoding: Encoding, text: str) -> list[Word]:

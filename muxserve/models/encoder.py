@@ -11,6 +11,7 @@ from transformers import BertModel, ElectraModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertLayer, eager_attention_forward
+from transformers.models.electra.modeling_electra import ElectraLayer
 
 Backbone = BertModel | ElectraModel
 
@@ -51,7 +52,12 @@ def encode(
     layers = backbone.encoder.layer
     for layer in layers if read is None else layers[:-1]:
         x = layer(x, attended)
-    return x if read is None else _first_positions(cast(BertLayer, layers[-1]), x, attended, read)
+    if read is None:
+        return x
+    last = layers[-1]
+    if isinstance(last, BertLayer | ElectraLayer):
+        return _first_positions(cast(BertLayer, last), x, attended, read)
+    return cast(torch.Tensor, last(x, attended, read=read))
 
 
 def _first_positions(

@@ -69,6 +69,18 @@ class IngressConfig(BaseModel):
     max_texts_per_bundle: int = Field(
         256, ge=1, le=65_536, description="Texts of one bundle; a longer request travels alone."
     )
+    direct_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port on which each ingress listens by itself too, without Ray Serve's proxy: "
+        "the quickest path. Ingresses of one machine share it.",
+    )
+    direct_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address of direct_port; 0.0.0.0 lets other machines in.",
+    )
     replica_wait_s: float = Field(
         2.0,
         gt=0,

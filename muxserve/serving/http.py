@@ -63,9 +63,11 @@ class _HttpApp(FastAPI):
         self.router.redirect_slashes = False
         limits = service.limits
         hugging_face = self._tag if service.spec.of_tokens else self._classify
+        self._answering: dict[str, _JsonEndpoint] = {}
         for path, answer in (("/predict", self._predict), ("/", hugging_face)):
             endpoint = _JsonEndpoint(answer, limits.max_body_bytes, limits.request_timeout_s)
             self.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
+            self._answering[path] = endpoint
         for path, get in (
             ("/health", self._health),
             ("/ready", self._ready),
@@ -80,6 +82,12 @@ class _HttpApp(FastAPI):
         # InferenceClient take the slash off the URL they are given.
         if scope["type"] == "http" and scope["path"] == scope.get("root_path"):
             scope["path"] += "/"
+        if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
+            # They turn errors into JSON themselves; Starlette's layers would cost as much again.
+            endpoint = self._answering.get(scope["path"])
+            if endpoint is not None:
+                await endpoint(scope, receive, send)
+                return
         await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:

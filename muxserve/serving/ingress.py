@@ -18,6 +18,7 @@ from muxserve.serving.bundles import BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.http import create_app
+from muxserve.serving.listener import Listener
 from muxserve.serving.replica import load_engine, log_through_ray
 from muxserve.serving.schemas import ScoreFunction, check_texts
 from muxserve.serving.service import TextService
@@ -35,6 +36,9 @@ class MuxIngress:
         replicas: the engines; without, one is loaded here.
         """
         log_through_ray()
+        self._listener: Listener | None = None
+        if config.ingress.direct_port is not None:
+            self._listener = Listener(config.ingress.direct_host, config.ingress.direct_port)
         self._engine = None
         backend: Backend
         if replicas is None:
@@ -51,7 +55,15 @@ class MuxIngress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""
-        return create_app(self._service)
+        app = create_app(self._service)
+        if self._listener is not None:
+            self._listener.start(app)
+        return app
+
+    async def __del__(self) -> None:
+        """Called by Ray before it ends this process."""
+        if self._listener is not None:
+            await self._listener.stop()
 
     async def classify(
         self,

@@ -15,14 +15,13 @@ from muxserve.errors import InvalidInput
 
 
 def serve_until_stopped(
-    app: serve.Application, host: str, port: int, on_ready: Callable[[], None]
+    app: serve.Application, proxy: tuple[str, int] | None, on_ready: Callable[[], None]
 ) -> None:
-    """Serve on ``host:port`` until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM.
 
     Args:
         app: what ``build_app`` made.
-        host: address to listen on.
-        port: HTTP port.
+        proxy: address and port where Ray Serve's proxy listens; None for no proxy.
         on_ready: called once requests would be answered.
     """
     stop = Event()
@@ -31,7 +30,10 @@ def serve_until_stopped(
         # After ray.init, which sets handlers of its own.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        serve.start(http_options={"host": host, "port": port})
+        if proxy is None:
+            serve.start(proxy_location="Disabled")
+        else:
+            serve.start(http_options={"host": proxy[0], "port": proxy[1]})
         serve.run(app, name="default", route_prefix="/", blocking=False)
         if not stop.is_set():
             on_ready()

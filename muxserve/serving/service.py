@@ -16,9 +16,7 @@ from muxserve.errors import DeadlineExceeded, MuxserveError, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
 from muxserve.serving.config import LimitsConfig
-
-#: From this many texts on, tokenizing would hold up the other requests of the event loop.
-_OFF_LOOP_TEXTS = 32
+from muxserve.serving.tokenizing import Tokenizing
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class TextService:
         self.spec = spec
         self.backend = backend
         self.limits = limits
-        self._encoder = encoder
+        self._tokenizing = Tokenizing(encoder)
 
     async def classify(
         self,
@@ -77,7 +75,7 @@ class TextService:
         options = RequestOptions(max_num_instances, deadline_s, isolation_key)
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                tokens = await self._encode(texts, truncate)
+                tokens = await self._tokenizing.encode(texts, truncate=truncate)
                 outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
@@ -87,11 +85,6 @@ class TextService:
                 raise _of_text(outcome, index, len(texts))
             predictions.append(outcome)
         return Answered(predictions, tokens)
-
-    async def _encode(self, texts: Sequence[str], truncate: bool) -> list[Tokens]:
-        if len(texts) < _OFF_LOOP_TEXTS:
-            return self._encoder.encode(texts, truncate=truncate)
-        return await asyncio.to_thread(self._encoder.encode, texts, truncate=truncate)
 
 
 def _of_text(error: MuxserveError, index: int, count: int) -> MuxserveError:

@@ -35,6 +35,7 @@ class Gate:
     """A real executor that can be held, and that fails for texts with a poisonous id."""
 
     POISON = 10  # "very"
+    in_flight, spreads = 1, False
 
     def __init__(self, family: Family) -> None:
         self.real = TorchExecutor(
@@ -48,7 +49,7 @@ class Gate:
     def prepare(self) -> None:
         self.real.prepare()
 
-    def run(self, n, rows):
+    def run(self, n, rows, *, alone=False):
         self.entered.set()
         assert self.open.wait(30)
         self.ran.append((n, len(rows)))
@@ -236,7 +237,7 @@ def test_a_closed_engine_serves_what_waits_and_refuses_the_rest(family, gate):
 
 def test_a_warm_up_that_fails_says_so_at_once(family):
     class Broken(Gate):
-        def run(self, n, rows):
+        def run(self, n, rows, *, alone=False):
             raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError, match="no memory"):
@@ -251,7 +252,7 @@ def test_a_width_that_the_family_lacks_is_refused(family, setting):
 
 def test_a_score_that_is_not_finite_fails_alone(family, gate):
     class NotANumber(Gate):
-        def run(self, n, rows):
+        def run(self, n, rows, *, alone=False):
             logits = self.real.run(n, rows)
             logits[[self.POISON in row for row in rows]] = np.nan
             return logits
@@ -280,7 +281,7 @@ def test_nobody_waits_for_an_engine_that_died(family, gate, monkeypatch):
     hold(engine, gate)
     left = Request(engine.encoder.encode(["bad film"]))
     engine.submit(left)
-    monkeypatch.setattr("muxserve.engine.engine.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("muxserve.engine.workers.plan", lambda *_: 1 / 0)
     gate.open.set()
     assert left.wait(30)
     assert isinstance(left.outcomes[0], NotReady)

@@ -102,11 +102,35 @@ def test_a_closed_line_refuses_but_hands_out_what_waits():
     assert line.waiting() == []
 
 
-def test_waiting_wakes_up_for_a_text_from_another_thread():
+def in_another_thread(line: Line, texts: float) -> threading.Thread:
+    """Gathers from now on; the caller's next change is what it sees."""
+    gathering = threading.Thread(target=line.gather, args=(texts, line.wakes), daemon=True)
+    gathering.start()
+    return gathering
+
+
+def test_who_gathers_goes_on_when_there_is_enough():
     line = Line(10)
-    found = []
-    waiter = threading.Thread(target=lambda: found.extend(line.waiting()))
-    waiter.start()
+    gathering = in_another_thread(line, 2)
     line.join(request([7]), 1)
-    waiter.join(timeout=10)
-    assert [entry.ids.tolist() for entry in found] == [[7]]
+    gathering.join(timeout=0.05)
+    assert gathering.is_alive(), "one text is not enough"
+    line.join(request([8]), 1)
+    gathering.join(timeout=10)
+    assert not gathering.is_alive()
+
+
+@pytest.mark.parametrize("event", ["wake", "close"])
+def test_who_gathers_goes_on_when_woken_or_when_the_line_closes(event):
+    line = Line(10)
+    gathering = in_another_thread(line, float("inf"))
+    getattr(line, event)()
+    gathering.join(timeout=10)
+    assert not gathering.is_alive()
+
+
+def test_a_wake_between_deciding_and_gathering_is_not_lost():
+    line = Line(10)
+    before = line.wakes
+    line.wake()
+    line.gather(5, before)

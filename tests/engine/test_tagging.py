@@ -90,6 +90,8 @@ def test_who_calls_for_the_other_task_is_told_the_name(engine, tiny_family):
 
 def test_a_failed_text_fails_alone(family):
     class Poisoned:
+        in_flight, spreads = 1, False
+
         def __init__(self) -> None:
             self.real = TorchExecutor(
                 family.models, pad_id=family.pad_id, padded_length=None, threads=1
@@ -98,7 +100,7 @@ def test_a_failed_text_fails_alone(family):
         def prepare(self) -> None:
             self.real.prepare()
 
-        def run(self, n, rows):
+        def run(self, n, rows, *, alone=False):
             if any(10 in row for row in rows):  # "very"
                 raise RuntimeError("poison")
             return self.real.run(n, rows)

@@ -31,6 +31,8 @@ BOUND_S = 20
 class Gate:
     """A real executor that can be held, and that fails for texts with a poisonous token."""
 
+    in_flight, spreads = 1, False
+
     def __init__(self, family: Family) -> None:
         self.real = TorchExecutor(
             family.models, pad_id=family.pad_id, padded_length=None, threads=1
@@ -42,7 +44,7 @@ class Gate:
     def prepare(self) -> None:
         self.real.prepare()
 
-    def run(self, n, rows):
+    def run(self, n, rows, *, alone=False):
         self.entered.set()
         assert self.open.wait(BOUND_S)
         if any(POISON in row for row in rows):

@@ -1,0 +1,296 @@
+"""Served throughput, latency and a burst: muxserve at every N against its ceiling and its peers.
+
+    python benchmarks/serving.py                        # everything, about 40 minutes on 2 cores
+    python benchmarks/serving.py --seconds 3 --families shipped --no-peers --no-burst
+    python benchmarks/serving.py --out results.json --plot results.svg
+
+One text per request, texts of 5 to 60 words. Clients, in a process of their own, and servers share
+this machine's cores. Peers serve a plain BERT of the same size, each from an environment of its
+own, in the same run. Every figure in the JSON's flat ``summary`` comes from this run.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from muxserve.bench.peers import PEERS, PeerFailed, environment, running
+from muxserve.bench.plain_model import write_plain_model
+
+from muxserve.bench.burst import Burst, measure_burst
+from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
+from muxserve.bench.families import write_random_family
+from muxserve.bench.machine import describe
+from muxserve.bench.offline import offline_rate
+from muxserve.bench.server import HOST, RunningServer, running_muxserve
+from muxserve.bench.serving_report import as_markdown, plot, summary
+from muxserve.bench.texts import generated_texts
+from muxserve.engine.config import available_cores
+from muxserve.engine.forward import TorchExecutor, load_to_serve
+from muxserve.engine.tokens import TextEncoder
+from muxserve.models.family import Family, resolve
+from muxserve.models.precision import fastest_dtype
+
+TEXTS = 2000
+#: Texts of the offline loop; all 2,000 of the base size would take minutes at N=1.
+OFFLINE_TEXTS = {"base": 800, "shipped": TEXTS}
+WIDTHS = (1, 2, 5, 10)
+ENVIRONMENTS = Path(".cache/peers")
+
+
+def main() -> None:
+    options = parse()
+    # Servers are started from here, and Ray's makers need not know.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    report: dict[str, Any] = {
+        "machine": describe(),
+        "clients": options.clients,
+        "seconds": options.seconds,
+        "settings": options.settings,
+        "proxy": options.proxy,
+        "families": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.families:
+            report["families"][name] = measure_family(name, Path(folder), options)
+            save(report, options.out)  # a run takes long; what is measured is kept
+        if options.burst and "shipped" in options.families:
+            alone = at(report["families"]["shipped"]["ours"]["1"], max(options.clients))
+            report["burst"] = measure_bursts(alone["texts_per_s"], options)
+    report["summary"] = summary(report)
+    save(report, options.out)
+    print(as_markdown(report))
+    if options.plot:
+        plot(report, options.plot)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--families", nargs="+", choices=["base", "shipped"], default=["base", "shipped"]
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each load")
+    parser.add_argument("--clients", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--proxy", default="none", help="as of `muxserve serve`")
+    parser.add_argument(
+        "--settings",
+        nargs="*",
+        default=["arrangement=together"],
+        help="key=value settings of muxserve, beside N and the CPUs",
+    )
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--burst", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--target-ms", type=float, default=250.0, help="of the burst")
+    parser.add_argument("--burst-seconds", type=float, default=30.0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--plot", type=Path, help="draw them (.svg, .png)")
+    return parser.parse_args()
+
+
+def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The ceiling, our server at every N, and the peers, for one size of network."""
+    path = resolve("sentiment")
+    if name == "base":
+        tokenizer = Family.load("sentiment", []).tokenizer
+        path = write_random_family(folder / "base", tokenizer)
+    family = load_to_serve(path)
+    texts = generated_texts(family.tokenizer, TEXTS)
+    rows = [t.ids for t in TextEncoder(family.tokenizer, family.spec.max_length).encode(texts)]
+    offline = {}
+    for n in WIDTHS:
+        rate = offline_rate(
+            family,
+            n,
+            rows[: OFFLINE_TEXTS[name]],
+            threads=available_cores(),
+            passes=2,
+            on_progress=lambda what: tell(f"{name}: offline, {what}"),
+        )
+        offline[str(n)] = vars(rate)
+    result: dict[str, Any] = {
+        "mean_tokens": float(np.mean([len(row) for row in rows])),
+        "dtype": str(family.models[1].dtype).removeprefix("torch."),
+        "offline": offline,
+        "bare_forward_p50_ms": bare_forward_ms(family, rows[:200]),
+        "ours": {},
+        "peers": {},
+    }
+    del family
+    for n in [*WIDTHS, None]:
+        key = "elastic" if n is None else str(n)
+        settings = [*options.settings, f"replicas.num_cpus={available_cores()}"]
+        if n is not None:
+            settings.append(f"engine.num_instances={n}")
+        with running_muxserve(path, options.port, settings, proxy=options.proxy) as server:
+            result["ours"][key] = loads(server, f"{name}: {key}", texts, options)
+            if n is None:
+                result["lone"] = lone(server, texts, options)
+    if options.peers:
+        plain = plain_model(name, path, folder)
+        for peer_name in PEERS:
+            result["peers"][peer_name] = measure_peer(peer_name, plain, name, texts, options)
+    return result
+
+
+def bare_forward_ms(family: Family, rows: Sequence[np.ndarray]) -> float:
+    """Median milliseconds of a forward of one text at N=1 with every core."""
+    executor = TorchExecutor(
+        family.models,
+        pad_id=family.pad_id,
+        padded_length=family.padded_length,
+        threads=available_cores(),
+    )
+    executor.prepare()
+    seconds = []
+    for row in rows:
+        started = time.perf_counter()
+        executor.run(1, [row])
+        seconds.append(time.perf_counter() - started)
+    return 1000 * float(np.median(seconds))
+
+
+def loads(
+    server: Any,
+    what: str,
+    texts: Sequence[str],
+    options: argparse.Namespace,
+    **request: Any,
+) -> list[dict[str, Any]]:
+    """The closed loop at each number of clients."""
+    measured = []
+    for clients in options.clients:
+        tell(f"{what}, {clients} clients")
+        before = server.cpu_seconds()
+        load = partial(
+            closed_loop,
+            HOST,
+            options.port,
+            texts,
+            clients=clients,
+            seconds=options.seconds,
+            **request,
+        )
+        result = in_own_process(load, options.seconds + 120)
+        measured.append(figures(result, clients, server.cpu_seconds() - before))
+    return measured
+
+
+def figures(result: LoadResult, clients: int, server_cpu_s: float) -> dict[str, Any]:
+    """The figures of one load; CPU time counts the warm-up's requests too, and so do its texts."""
+    answered = max(1, result.sent)
+    served = sum(n * count for n, count in result.num_instances.items())
+    return {
+        "clients": clients,
+        "texts_per_s": result.texts_per_s,
+        "p50_ms": result.quantile_ms(0.5),
+        "p99_ms": result.quantile_ms(0.99),
+        "errors": sum(count for status, count in result.statuses.items() if status != 200),
+        "mean_num_instances": served / max(1, sum(result.num_instances.values())),
+        "server_cpu_ms_per_text": 1000 * server_cpu_s / answered,
+        "client_cpu_ms_per_text": 1000 * result.cpu_s / answered,
+    }
+
+
+def lone(
+    server: RunningServer, texts: Sequence[str], options: argparse.Namespace
+) -> dict[str, float]:
+    """One client alone, and the same client asking for nothing through the same path."""
+    tell("a lone client")
+    ask = partial(closed_loop, HOST, options.port, clients=1, seconds=options.seconds)
+    # Whether a replica is ready is asked of the replica, where there is one behind the ingress.
+    nothing = in_own_process(partial(ask, texts[:1], path="/ready", method="GET"), 120)
+    text = in_own_process(partial(ask, texts), 120)
+    return {"p50_ms": text.quantile_ms(0.5), "no_op_p50_ms": nothing.quantile_ms(0.5)}
+
+
+def plain_model(name: str, family: Path, folder: Path) -> Path:
+    """A plain BERT of the family's size, for the peers."""
+    config = Family.load(family, [1]).models[1].config
+    return write_plain_model(
+        folder / f"plain-{name}",
+        family / "tokenizer.json",
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        intermediate=config.intermediate_size,
+        vocab=config.vocab_size,
+        max_length=config.max_position_embeddings,
+    )
+
+
+def measure_peer(
+    name: str, model: Path, size: str, texts: Sequence[str], options: argparse.Namespace
+) -> Any:
+    """The closed loop on one peer; a peer that does not start is said, not hidden."""
+    peer = PEERS[name]
+    dtype = str(fastest_dtype([])).removeprefix("torch.")
+    try:
+        python = environment(peer, ENVIRONMENTS)
+        with running(
+            peer, python, model, port=options.port, threads=available_cores(), dtype=dtype
+        ) as server:
+            return loads(server, f"{size}: {name}", texts, options, path=peer.path, body=peer.body)
+    except PeerFailed as error:
+        tell(str(error))
+        return {"failed": str(error).splitlines()[0]}
+
+
+def measure_bursts(alone_per_s: float, options: argparse.Namespace) -> dict[str, Any]:
+    """Half of N=1's capacity, ten times that, and half again: elastic, and N=1 pinned."""
+    spec = Family.load("sentiment", []).spec
+    quality = {m.num_instances: m.quality.value for m in spec.members if m.quality}
+    shape = Burst(
+        steady_per_s=0.5 * alone_per_s,
+        factor=10.0,
+        steady_s=options.burst_seconds / 2,
+        burst_s=options.burst_seconds,
+    )
+    result: dict[str, Any] = {"target_ms": options.target_ms, "shape": vars(shape)}
+    for key, pinned in (("elastic", None), ("fixed1", 1)):
+        settings = [
+            *options.settings,
+            f"replicas.num_cpus={available_cores()}",
+            f"engine.latency_target_ms={options.target_ms}",
+            # As long as a client would wait, so that what is late is told so.
+            "limits.request_timeout_s=30",
+        ]
+        if pinned is not None:
+            settings.append(f"engine.num_instances={pinned}")
+        tell(f"burst: {key}")
+        with running_muxserve("sentiment", options.port, settings, proxy=options.proxy) as server:
+            result[key] = measure_burst(server, shape, quality)
+    return result
+
+
+def at(measured: Sequence[dict[str, Any]], clients: int) -> dict[str, Any]:
+    """The figures at a number of clients."""
+    return next(one for one in measured if one["clients"] == clients)
+
+
+def save(report: dict[str, Any], file: Path | None) -> None:
+    """Write the report, whole or not at all."""
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    temporary.replace(file)
+
+
+def tell(what: str) -> None:
+    """Progress on standard error."""
+    print(f"... {what}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

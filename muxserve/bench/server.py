@@ -1,0 +1,99 @@
+"""muxserve as its users start it, in processes of its own, to be measured from outside."""
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muxserve.bench.processes import cpu_seconds, stop
+
+HOST = "127.0.0.1"
+_START_LIMIT_S, _STOP_LIMIT_S = 180.0, 30.0
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        port: its HTTP port on 127.0.0.1.
+        pid: its first process.
+    """
+
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """User and system time of its processes until now."""
+        return cpu_seconds(self.pid)
+
+    def stats(self) -> dict[str, Any]:
+        """What ``GET /stats`` answers."""
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=10)
+        try:
+            connection.request("GET", "/stats")
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+            return answer
+        finally:
+            connection.close()
+
+
+@contextmanager
+def running_muxserve(
+    family: str | Path, port: int, settings: Sequence[str] = (), *, proxy: str = "none"
+) -> Iterator[RunningServer]:
+    """``muxserve serve``, from its first answer until the block ends.
+
+    Args:
+        family: name or folder.
+        port: a free one.
+        settings: as ``key=value``.
+        proxy: of the command's option.
+
+    Raises:
+        RuntimeError: it ended, or was not ready in time; the message has its log.
+    """
+    command = [
+        *(sys.executable, "-m", "muxserve", "serve", "--family", str(family)),
+        *("--port", str(port), "--proxy", proxy, *settings),
+    ]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A shell without job control starts background programs with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        try:
+            end = time.monotonic() + _START_LIMIT_S
+            while not _is_ready(port):
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    tail = log.read().decode(errors="replace")[-3000:]
+                    raise RuntimeError(f"{' '.join(command)} does not answer\n{tail}")
+                time.sleep(0.25)
+            yield RunningServer(port, process.pid)
+        finally:
+            stop(process, _STOP_LIMIT_S)
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,199 @@
+"""What ``benchmarks/serving.py`` measured, as a flat summary, as tables and as a figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+WIDTHS = ("1", "2", "5", "10")
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Name -> number. Loads are those with the most clients; ``.at_N_clients`` are the others."""
+    flat: dict[str, float | None] = {}
+    most = max(report["clients"])
+    for name, family in report["families"].items():
+        for clients in sorted(report["clients"], reverse=True):
+            suffix = "" if clients == most else f".at_{clients}_clients"
+            rates = {key: _at(loads, clients) for key, loads in family["ours"].items()}
+            peers = {
+                peer: _at(loads, clients)
+                for peer, loads in family["peers"].items()
+                if isinstance(loads, list)
+            }
+            best = max(peers.values(), key=lambda one: one["texts_per_s"], default=None)
+            for key, one in rates.items():
+                if key != "1":
+                    flat[f"{name}.gain_over_n1.{key}{suffix}"] = _ratio(one, rates["1"])
+                if best is not None:
+                    flat[f"{name}.gain_over_best_peer.{key}{suffix}"] = _ratio(one, best)
+                if key in family["offline"]:
+                    flat[f"{name}.served_over_offline.{key}{suffix}"] = (
+                        one["texts_per_s"] / family["offline"][key]["texts_per_s"]
+                    )
+            if best is not None:
+                flat[f"{name}.n1_p99_over_best_peer{suffix}"] = (
+                    rates["1"]["p99_ms"] / best["p99_ms"]
+                )
+        for n in WIDTHS[1:]:
+            flat[f"{name}.offline_gain_over_n1.{n}"] = (
+                family["offline"][n]["texts_per_s"] / family["offline"]["1"]["texts_per_s"]
+            )
+        floor = family["bare_forward_p50_ms"] + family["lone"]["no_op_p50_ms"]
+        flat[f"{name}.lone_p50_over_floor"] = family["lone"]["p50_ms"] / floor
+    for key in ("elastic", "fixed1"):
+        if "burst" in report:
+            for figure in ("p99_ms", "shed", "accuracy_price", "mean_num_instances"):
+                flat[f"burst.{key}.{figure}"] = report["burst"][key][figure]
+    if "burst" in report:
+        flat["burst.target_ms"] = report["burst"]["target_ms"]
+    return flat
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Tables for people."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores shared by clients and server; "
+        f"torch {machine['torch']}, Ray {machine['ray']}, {machine['date']}; one text per request; "
+        f"`--proxy {report['proxy']}` {' '.join(report['settings'])}",
+    ]
+    for name, family in report["families"].items():
+        for clients in report["clients"]:
+            lines += ["", *_family_table(name, family, clients)]
+        lone, floor = family["lone"], family["bare_forward_p50_ms"]
+        lines += [
+            "",
+            f"{name}, a lone client: p50 {lone['p50_ms']:.1f} ms; bare forward {floor:.1f} ms and "
+            f"an empty request {lone['no_op_p50_ms']:.1f} ms.",
+        ]
+    if "burst" in report:
+        lines += ["", *_burst_table(report["burst"])]
+    return "\n".join(lines)
+
+
+def _family_table(name: str, family: Mapping[str, Any], clients: int) -> list[str]:
+    lines = [
+        f"**{name}**, {family['dtype']}, {clients} clients",
+        "",
+        "| server | texts/s | over N=1 | of offline | p50 ms | p99 ms | errors "
+        "| server CPU ms/text | clients' |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    alone = _at(family["ours"]["1"], clients)
+    for key, loads in [*family["ours"].items(), *family["peers"].items()]:
+        if not isinstance(loads, list):
+            lines.append(f"| {key} | {loads['failed']} | | | | | | | |")
+            continue
+        one = _at(loads, clients)
+        label = key if key in family["peers"] else f"muxserve N={key}"
+        if key == "elastic":
+            label = f"muxserve elastic (mean N {one['mean_num_instances']:.1f})"
+        ceiling = family["offline"].get(key)
+        of_offline = f"{one['texts_per_s'] / ceiling['texts_per_s']:.2f}" if ceiling else ""
+        lines.append(
+            f"| {label} | {one['texts_per_s']:.0f} | {_ratio(one, alone):.2f} "
+            f"| {of_offline} "
+            f"| {one['p50_ms']:.0f} | {one['p99_ms']:.0f} | {one['errors']} "
+            f"| {one['server_cpu_ms_per_text']:.2f} | {one['client_cpu_ms_per_text']:.2f} |"
+        )
+    return lines
+
+
+def _burst_table(burst: Mapping[str, Any]) -> list[str]:
+    shape = burst["shape"]
+    lines = [
+        f"**burst** of {shape['factor']:g}x for {shape['burst_s']:g} s over "
+        f"{shape['steady_per_s']:.0f} texts/s, target {burst['target_ms']:g} ms",
+        "",
+        "| | requests | refused or failed | p50 ms | p99 ms | mean N | accuracy price |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, label in (("elastic", "elastic"), ("fixed1", "N=1 pinned")):
+        one = burst[key]
+        price = one["accuracy_price"]
+        lines.append(
+            f"| {label} | {one['requests']} | {one['shed']} | {one['p50_ms']:.0f} "
+            f"| {one['p99_ms']:.0f} | {one['mean_num_instances']:.1f} "
+            f"| {f'{100 * price:.1f} points' if price is not None else ''} |"
+        )
+    return lines
+
+
+def plot(report: Mapping[str, Any], file: Path) -> None:
+    """Throughput of every server, and the burst over time; the file's ending says the format."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "muxserve"
+    from matplotlib import pyplot
+
+    families = report["families"]
+    burst = report.get("burst")
+    rows = (1 if families else 0) + (4 if burst else 0)
+    figure, every = pyplot.subplots(rows, 1, figsize=(8, 2.6 * rows), layout="constrained")
+    axes = list(every) if rows > 1 else [every]
+    clients = max(report["clients"])
+    if families:
+        _plot_rates(axes.pop(0), families, clients)
+    if burst:
+        _plot_burst(axes, burst)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def _plot_rates(axes: Any, families: Mapping[str, Any], clients: int) -> None:
+    for name, family in families.items():
+        alone = _at(family["ours"]["1"], clients)["texts_per_s"]
+        served = {
+            key: _at(loads, clients)["texts_per_s"] / alone
+            for key, loads in [*family["ours"].items(), *family["peers"].items()]
+            if isinstance(loads, list)
+        }
+        axes.plot(list(served), list(served.values()), "o", label=f"{name}, served")
+        axes.plot(
+            list(family["offline"]),
+            [one["texts_per_s"] / alone for one in family["offline"].values()],
+            "_",
+            markersize=16,
+            label=f"{name}, offline",
+        )
+    axes.set(ylabel="texts/s over our N=1", title=f"Throughput, {clients} clients")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _plot_burst(axes: Sequence[Any], burst: Mapping[str, Any]) -> None:
+    for key, label in (("elastic", "elastic"), ("fixed1", "N=1 pinned")):
+        timeline = burst[key]["timeline"]
+        at = [one["from_s"] for one in timeline]
+        axes[0].plot(at, [one["texts_per_s"] for one in timeline], label=label)
+        axes[1].plot(at, [one["p99_ms"] for one in timeline], label=f"{label}, p99")
+        axes[2].plot(at, [one["mean_num_instances"] for one in timeline], label=label)
+        axes[3].plot(
+            [one["at_s"] for one in burst[key]["occupancy"]],
+            [one["occupancy"] for one in burst[key]["occupancy"]],
+            label=f"{label}, occupancy",
+        )
+    price = [one["accuracy_price"] for one in burst["elastic"]["timeline"]]
+    axes[3].plot(
+        [one["from_s"] for one in burst["elastic"]["timeline"]],
+        [None if one is None else 10 * one for one in price],
+        linestyle=":",
+        label="elastic, accuracy price x 10",
+    )
+    axes[1].axhline(burst["target_ms"], linestyle=":", color="grey", label="target")
+    axes[1].set_yscale("log")
+    for one, label in zip(axes, ("arrivals per s", "latency, ms", "mean N", "share"), strict=True):
+        one.set(ylabel=label)
+        one.grid(alpha=0.3)
+        one.legend()
+    axes[-1].set(xlabel="seconds")
+
+
+def _at(loads: Sequence[Mapping[str, Any]], clients: int) -> Mapping[str, Any]:
+    return next(one for one in loads if one["clients"] == clients)
+
+
+def _ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    return float(one["texts_per_s"] / other["texts_per_s"])

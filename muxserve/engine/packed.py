@@ -1,0 +1,120 @@
+"""Encoder layers for inference on a CPU: weights packed once, additions and GELU in the products.
+
+What torch does for each product, bringing the weights into the order that oneDNN multiplies in, is
+done once. The operators are those that torch's own compiler (Inductor) emits for frozen weights on
+a CPU; nothing is compiled here, so a process starts as fast as before.
+"""
+
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.electra.modeling_electra import ElectraLayer
+
+#: Activations that the product can apply, and oneDNN's name of each with its variant.
+_FUSED = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
+
+
+def pack_layers(model: PreTrainedModel) -> int:
+    """Replace every BERT or ELECTRA layer of ``model`` by one that computes the same, faster.
+
+    The model can no longer be trained or saved. Layers that are not on a CPU, or whose activation
+    is another, stay as they are.
+
+    Returns:
+        How many layers were replaced.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return 0
+    packed = 0
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BertLayer | ElectraLayer) and _can_pack(child):
+                setattr(module, name, PackedLayer(cast(BertLayer, child)))
+                packed += 1
+    return packed
+
+
+def _can_pack(layer: nn.Module) -> bool:
+    weight = next(layer.parameters())
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    config = cast(BertLayer, layer).attention.self.config
+    is_plain = not getattr(layer, "add_cross_attention", False)
+    return is_plain and config._attn_implementation == "sdpa" and config.hidden_act in _FUSED
+
+
+class PackedLayer(nn.Module):
+    """One encoder layer: attention and feed-forward, each with its residual and layer norm."""
+
+    def __init__(self, layer: BertLayer) -> None:
+        super().__init__()
+        attention, output = layer.attention.self, layer.attention.output
+        self._head_size = attention.attention_head_size
+        self._query = _Product(attention.query)
+        self._key_value = _Product(attention.key, attention.value)
+        self._mixed = _Product(output.dense)
+        self._inner = _Product(layer.intermediate.dense, activation=attention.config.hidden_act)
+        self._outer = _Product(layer.output.dense)
+        self._norms = [output.LayerNorm, layer.output.LayerNorm]
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        *_: object,
+        read: int | None = None,
+        **__: object,
+    ) -> torch.Tensor:
+        """[B, L, H] to [B, L, H], or to [B, read, H] where only the first positions are read.
+
+        Args:
+            x: hidden states.
+            mask: as scaled dot-product attention takes it, or None for everywhere.
+            read: positions that are computed.
+        """
+        asked = x if read is None else x[:, :read]
+        key, value = self._key_value(x).chunk(2, dim=-1)
+        if read is not None and mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, :read]
+        mixed = scaled_dot_product_attention(
+            self._heads(self._query(asked)), self._heads(key), self._heads(value), attn_mask=mask
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        attended = _normed(self._mixed.added_to(asked, mixed), self._norms[0])
+        return _normed(self._outer.added_to(attended, self._inner(attended)), self._norms[1])
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, L, H] to [B, heads, L, head size]."""
+        return states.unflatten(-1, (-1, self._head_size)).transpose(1, 2)
+
+
+class _Product:
+    """Linear layers over the same input as one product, its weights packed."""
+
+    def __init__(self, *layers: nn.Linear, activation: str | None = None) -> None:
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self._bias = torch.cat([layer.bias.detach() for layer in layers])
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self._activation = _FUSED[activation] if activation else ("none", "")
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        name, variant = self._activation
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, name, [], variant
+        )
+        return product
+
+    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``residual`` plus the product."""
+        total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, residual, self._weight, self._bias, "add"
+        )
+        return total
+
+
+def _normed(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
+    return layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

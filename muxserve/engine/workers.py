@@ -1,0 +1,289 @@
+"""The forward threads: wait for texts, decide, plan, run, settle, until the line is closed.
+
+One thread at a time decides and plans; as many forwards run at once as the executor says. There is
+no batching timer: texts gather while forwards run. What is decided is in ``policy``, which texts go
+is in ``slots``; this module owns the threads and the counters, and nothing else does.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from muxserve.engine.forward import Executor
+from muxserve.engine.line import Entry, Line
+from muxserve.engine.policy import decide
+from muxserve.engine.request import Prediction
+from muxserve.engine.slots import Plan, plan, unplan
+from muxserve.engine.stats import EngineStats
+from muxserve.engine.times import ForwardTimes, SpreadGain, measure
+from muxserve.errors import ForwardFailed, MuxserveError, NotReady
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A planned batch, and whether no other forward runs beside it."""
+
+    batch: Plan[Entry]
+    alone: bool
+
+
+class Workers:
+    """Serves a line with an executor."""
+
+    def __init__(
+        self,
+        line: Line,
+        executor: Executor,
+        times: ForwardTimes,
+        widths: Sequence[int],
+        *,
+        target_s: float,
+        max_groups: int,
+        of_tokens: bool,
+    ) -> None:
+        """Args:
+        line: where texts wait.
+        executor: what runs forwards.
+        times: an empty table, filled at warm-up.
+        widths: every N that load may choose.
+        target_s: the latency target.
+        max_groups: most groups of a forward.
+        of_tokens: whether logits are of each token of a text.
+        """
+        self._line = line
+        self._executor = executor
+        self._times = times
+        self._widths = list(widths)
+        self._target_s = target_s
+        self._max_groups = max_groups
+        self._of_tokens = of_tokens
+        self._gain = SpreadGain()
+        self._stats = EngineStats()
+        self._planning = threading.Lock()
+        # Guards the counters and the times too.
+        self._state = threading.Condition()
+        self._running: dict[int, Step] = {}
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._ready = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(
+        self, pad_id: int, budget_s: float, on_progress: Callable[[float], None] | None
+    ) -> None:
+        """Measure forward times for about ``budget_s`` seconds, then serve; returns when ready.
+
+        Raises:
+            Exception: whatever made the first forwards fail.
+        """
+
+        for index in range(self._executor.in_flight):
+            thread = threading.Thread(
+                target=self._thread,
+                args=(index, pad_id, budget_s, on_progress),
+                name=f"muxserve-forward-{index}",
+                daemon=True,
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def alive(self) -> bool:
+        """Whether every forward thread runs."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> None:
+        """Wait for the threads, which end once the line is closed and empty."""
+        for thread in self._threads:
+            thread.join()
+
+    def stats(self) -> EngineStats:
+        """A copy of the counters."""
+        with self._state:
+            return replace(
+                self._stats,
+                waiting=self._line.texts,
+                shed=self._line.shed,
+                expired=self._line.expired,
+                cancelled=self._line.cancelled,
+                texts_by_num_instances=dict(self._stats.texts_by_num_instances),
+            )
+
+    def _thread(
+        self,
+        index: int,
+        pad_id: int,
+        budget_s: float,
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        """One forward thread: the first one warms up, then all serve until the line has ended."""
+        try:
+            self._executor.prepare()
+            if index == 0:
+                self._warm_up(pad_id, budget_s, on_progress)
+        except BaseException as error:
+            self._failure = error
+            self._line.close()
+        finally:
+            if index == 0:
+                self._ready.set()
+        self._ready.wait()
+        try:
+            if self._failure is None:
+                self._serve(index)
+        except BaseException:
+            # Nobody may wait for a thread that is gone; the health check tells who looks.
+            log.exception("a forward thread ended by an error")
+            self._abort(NotReady("the engine stopped by an internal error"))
+        finally:
+            if index == 0:
+                with self._state:
+                    self._ended = True
+                    self._state.notify_all()
+
+    def _warm_up(
+        self, pad_id: int, budget_s: float, on_progress: Callable[[float], None] | None
+    ) -> None:
+        def run(n: int, length: int, groups: int, alone: bool = False) -> None:
+            row = np.full(length, pad_id, dtype=np.int64)
+            self._executor.run(n, [row] * (n * groups), alone=alone)
+
+        measure(self._times, self._widths, run, budget_s=budget_s, on_progress=on_progress)
+        if self._executor.spreads:
+            n, length = self._widths[0], self._times.lengths[0]
+            for _ in range(3):  # the first ones start threads
+                started = time.perf_counter()
+                run(n, length, 1, alone=True)
+                seconds = time.perf_counter() - started
+            self._gain.start(seconds / self._times.predict(n, length, 1))
+
+    def _serve(self, index: int) -> None:
+        while True:
+            if index:
+                # A forward that may spread over all cores is always the first thread's: every
+                # thread that spreads keeps a pool of threads of its own.
+                with self._state:
+                    self._state.wait_for(lambda: self._running or self._ended)
+            with self._planning:
+                step = self._next(first=index == 0)
+            if step is not None:
+                self._run(step.batch, alone=step.alone)
+                with self._state:
+                    self._running.pop(threading.get_ident(), None)
+                self._line.wake()
+            elif index == 0 or self._ended:
+                return
+
+    def _next(self, *, first: bool) -> Step | None:
+        """Wait until there is something worth running, and take it.
+
+        None once the line is closed and empty; for another thread than the first also while
+        nothing runs.
+        """
+        while True:
+            wakes = self._line.wakes
+            with self._state:
+                running = list(self._running.values())
+            if not (first or running):
+                return None
+            waiting = self._line.waiting()
+            if not waiting and not self._line.open:
+                return None
+            if not waiting or any(step.alone for step in running):
+                self._line.gather(1 if not waiting else float("inf"), wakes)
+                continue
+            decision = decide(
+                [entry.length for entry in waiting],
+                [text.length for step in running for text in step.batch.texts],
+                self._times,
+                self._widths,
+                self._target_s,
+                in_flight=self._executor.in_flight,
+                max_groups=self._max_groups,
+            )
+            if len(waiting) < decision.enough and self._line.open:
+                self._line.gather(decision.enough, wakes)
+                continue
+            batch = plan(
+                waiting, decision.num_instances, self._times, self._widths, decision.max_groups
+            )
+            self._line.take(batch.texts)
+            alone = (
+                self._executor.spreads
+                and not running
+                and len(batch.texts) == len(waiting)
+                and self._gain.pays()
+            )
+            step = Step(batch, alone)
+            with self._state:
+                self._running[threading.get_ident()] = step
+                self._state.notify_all()
+            return step
+
+    def _abort(self, outcome: MuxserveError) -> None:
+        """Close the line, and tell everyone who waits for it or for this thread's batch."""
+        self._line.abort(outcome)
+        with self._state:
+            own = self._running.pop(threading.get_ident(), None)
+        self._line.wake()
+        for entry in own.batch.texts if own else ():
+            entry.settle_rest(outcome)
+
+    def _run(self, batch: Plan[Entry], *, alone: bool = False) -> None:
+        started = time.perf_counter()
+        try:
+            logits = self._executor.run(
+                batch.num_instances, [batch.texts[i].ids for i in batch.slots], alone=alone
+            )
+            if not np.isfinite(logits).all():
+                raise FloatingPointError("the forward gave a score that is not a finite number")
+        except Exception as error:
+            self._retry_in_halves(batch, error)
+            return
+        seconds = time.perf_counter() - started
+        answers = unplan(logits, batch.slots, len(batch.texts))
+        with self._state:
+            # Before anybody is answered: whoever asks again at once finds this thread free.
+            self._running.pop(threading.get_ident(), None)
+            if alone:
+                self._gain.observe(
+                    seconds / self._times.predict(batch.num_instances, batch.length, batch.groups)
+                )
+            else:
+                self._times.observe(batch.num_instances, batch.length, batch.groups, seconds)
+            self._stats.count(
+                batch.num_instances,
+                slots=len(batch.slots),
+                distinct=len(batch.texts),
+                answered=sum(len(entry.waiters) for entry in batch.texts),
+                seconds=seconds,
+            )
+        for entry, row in zip(batch.texts, answers, strict=True):
+            own = row[: entry.length] if self._of_tokens else row
+            entry.settle(Prediction(own, batch.num_instances))
+
+    def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
+        """Run each half of a failed batch by itself, so that only the culprit fails."""
+        if len(batch.texts) == 1:
+            log.error("the forward failed for one text", exc_info=error)
+            with self._state:
+                self._stats.failed += len(batch.texts[0].waiters)
+            batch.texts[0].settle(ForwardFailed(f"the forward failed: {error}"))
+            return
+        middle = len(batch.texts) // 2
+        for half in (batch.texts[:middle], batch.texts[middle:]):
+            rest = half
+            while rest:
+                retry = plan(rest, batch.num_instances, self._times, self._widths, self._max_groups)
+                taken = {id(entry) for entry in retry.texts}
+                rest = [entry for entry in rest if id(entry) not in taken]
+                self._run(retry)

@@ -1,0 +1,85 @@
+"""Texts of many requests in, token ids out, in batches on a thread beside the event loop.
+
+There is no timer: a request alone is tokenized at once; what comes while a batch is being tokenized
+is the next batch. One request's bad text is its own error.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from muxserve.engine.request import Tokens
+from muxserve.engine.tokens import TextEncoder
+from muxserve.errors import MuxserveError
+
+#: Up to so many texts a hop to the thread and back costs more than it saves.
+_AT_ONCE_TEXTS = 2
+
+_Asked = tuple[Sequence[str], bool, "asyncio.Future[list[Tokens]]"]
+
+
+class Tokenizing:
+    """Tokenizes for the requests of one event loop."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="muxserve-tokens")
+        self._asked: list[_Asked] = []
+        self._is_due = False
+        self._runs = False
+
+    async def encode(self, texts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+        """Token ids of each text.
+
+        Raises:
+            InvalidInput: for a text without content.
+            TextTooLong: for a text that is too long when ``truncate`` is false.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Tokens]] = loop.create_future()
+        self._asked.append((texts, truncate, answer))
+        if not self._is_due and not self._runs:
+            # After the callbacks that are due: requests that came together are one batch.
+            self._is_due = True
+            loop.call_soon(self._start, loop)
+        return await answer
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._is_due = False
+        asked = [one for one in self._asked if not one[2].done()]
+        self._asked = []
+        if not asked:
+            return
+        requests = [(texts, truncate) for texts, truncate, _ in asked]
+        if sum(len(texts) for texts, _ in requests) <= _AT_ONCE_TEXTS:
+            self._settle(asked, self._encoder.encode_each(requests))
+            return
+        self._runs = True
+        running = loop.run_in_executor(self._thread, self._encoder.encode_each, requests)
+        running.add_done_callback(lambda done: self._finish(loop, asked, done))
+
+    def _finish(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        asked: Sequence[_Asked],
+        done: "asyncio.Future[list[list[Tokens] | MuxserveError]]",
+    ) -> None:
+        self._runs = False
+        if error := done.exception():
+            for _, _, answer in asked:
+                if not answer.done():
+                    answer.set_exception(error)
+        else:
+            self._settle(asked, done.result())
+        if self._asked:
+            self._start(loop)
+
+    @staticmethod
+    def _settle(asked: Sequence[_Asked], outcomes: Sequence[list[Tokens] | MuxserveError]) -> None:
+        for (_, _, answer), outcome in zip(asked, outcomes, strict=True):
+            if answer.done():
+                continue  # its request was cancelled or is late
+            if isinstance(outcome, MuxserveError):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
