@@ -3,6 +3,7 @@
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,8 +60,14 @@ def running_muxserve(
         proxy: of the command's option.
 
     Raises:
-        RuntimeError: it ended, or was not ready in time; the message has its log.
+        RuntimeError: the port is taken, or it ended, or was not ready in time.
     """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise RuntimeError(f"{HOST}:{port}: {error.strerror}") from None
     command = [
         *(sys.executable, "-m", "muxserve", "serve", "--family", str(family)),
         *("--port", str(port), "--proxy", proxy, *settings),

@@ -8,7 +8,7 @@ time takes out.
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,12 +25,14 @@ class Entry:
         isolation_key: texts with different keys never share a group (or an entry).
         waiters: (request, index of the text in it) of everyone who waits for it.
         width_limit: widest N that all of them allow.
+        joined_s: when it came, on ``time.perf_counter()``'s clock.
     """
 
     ids: np.ndarray
     isolation_key: str | None
     waiters: list[tuple[Request, int]]
     width_limit: int | None
+    joined_s: float = field(default_factory=time.perf_counter)
 
     @property
     def length(self) -> int:

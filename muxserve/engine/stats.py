@@ -15,7 +15,10 @@ class EngineStats:
         texts_by_num_instances: distinct texts computed at each N.
         last_num_instances: N of the last batch, 0 before the first.
         shed, expired, cancelled, failed: texts refused, late, no longer wanted, and failed.
-        forward_s: seconds spent in forwards.
+        forward_s: seconds spent in forwards, of all that ran at once together.
+        line_s, computed_s: seconds that distinct texts waited in the line, and were in forwards,
+            summed over texts.
+        plan_s: seconds spent deciding and planning.
     """
 
     waiting: int = 0
@@ -30,6 +33,9 @@ class EngineStats:
     cancelled: int = 0
     failed: int = 0
     forward_s: float = 0.0
+    line_s: float = 0.0
+    computed_s: float = 0.0
+    plan_s: float = 0.0
 
     @property
     def occupancy(self) -> float:
@@ -46,3 +52,4 @@ class EngineStats:
         by_n[n] = by_n.get(n, 0) + distinct
         self.last_num_instances = n
         self.forward_s += seconds
+        self.computed_s += seconds * distinct

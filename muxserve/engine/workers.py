@@ -196,6 +196,7 @@ class Workers:
             if not (first or running):
                 return None
             waiting = self._line.waiting()
+            started_s = time.perf_counter()
             if not waiting and not self._line.open:
                 return None
             if not waiting or any(step.alone for step in running):
@@ -224,9 +225,12 @@ class Workers:
                 and self._gain.pays()
             )
             step = Step(batch, alone)
+            planned_s = time.perf_counter()
             with self._state:
                 self._running[threading.get_ident()] = step
                 self._state.notify_all()
+                self._stats.plan_s += planned_s - started_s
+                self._stats.line_s += sum(planned_s - text.joined_s for text in batch.texts)
             return step
 
     def _abort(self, outcome: MuxserveError) -> None:

@@ -7,6 +7,7 @@ of a body is held than the limit allows.
 
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from muxserve import __version__
 from muxserve.errors import MuxserveError, NotReady, Overloaded
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.config import LimitsConfig
 from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound
 from muxserve.serving.openapi import describe
 from muxserve.serving.schemas import (
@@ -33,7 +35,7 @@ from muxserve.serving.schemas import (
     TokenClassificationRequest,
     parse,
 )
-from muxserve.serving.service import Answered, TextService
+from muxserve.serving.service import Answered, Stages, TextService
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ class _HttpApp(FastAPI):
         hugging_face = self._tag if service.spec.of_tokens else self._classify
         self._answering: dict[str, _JsonEndpoint] = {}
         for path, answer in (("/predict", self._predict), ("/", hugging_face)):
-            endpoint = _JsonEndpoint(answer, limits.max_body_bytes, limits.request_timeout_s)
+            endpoint = _JsonEndpoint(answer, limits, service.stages)
             self.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
             self._answering[path] = endpoint
         for path, get in (
@@ -135,9 +137,7 @@ class _HttpApp(FastAPI):
         return _as_response(_error(NotReady("no engine has warmed up yet; try again later")))
 
     async def _stats(self, _: Request) -> Response:
-        return Response(
-            orjson.dumps(await self._service.backend.stats()), media_type="application/json"
-        )
+        return Response(orjson.dumps(await self._service.stats()), media_type="application/json")
 
 
 class _JsonEndpoint:
@@ -149,16 +149,18 @@ class _JsonEndpoint:
     def __init__(
         self,
         answer: Callable[[bytes], Awaitable[Reply]],
-        max_body_bytes: int,
-        body_timeout_s: float,
+        limits: LimitsConfig,
+        stages: Stages,
     ) -> None:
         self._answer = answer
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout_s = body_timeout_s
+        self._limits = limits
+        self._stages = stages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s = time.perf_counter()
+        limits = self._limits
         try:
-            body = await read_body(scope, receive, self._max_body_bytes, self._body_timeout_s)
+            body = await read_body(scope, receive, limits.max_body_bytes, limits.request_timeout_s)
             reply = await self._answer(body)
         except ClientGone:
             return
@@ -174,6 +176,8 @@ class _JsonEndpoint:
         ]
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
+        if reply.status == 200:
+            self._stages.total_s += time.perf_counter() - started_s
 
 
 def _as_list(inputs: str | list[str]) -> list[str]:

@@ -8,7 +8,8 @@ import asyncio
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from muxserve.engine.request import Prediction, RequestOptions, Tokens
 from muxserve.engine.tokens import TextEncoder
@@ -32,6 +33,23 @@ class Answered:
         return sum(one.truncated for one in self.tokens)
 
 
+@dataclass(slots=True)
+class Stages:
+    """Where the time of the requests went that were answered, in seconds summed over requests.
+
+    Attributes:
+        requests: how many.
+        tokens_s: tokenizing, the wait for it included.
+        backend_s: from token ids to logits, the way there and back included.
+        total_s: from the request's first message to its answer, over HTTP.
+    """
+
+    requests: int = 0
+    tokens_s: float = 0.0
+    backend_s: float = 0.0
+    total_s: float = 0.0
+
+
 class TextService:
     """Answers requests of one family, for as many callers as there are."""
 
@@ -41,6 +59,7 @@ class TextService:
         self.spec = spec
         self.backend = backend
         self.limits = limits
+        self.stages = Stages()
         self._tokenizing = Tokenizing(encoder)
 
     async def classify(
@@ -75,16 +94,25 @@ class TextService:
         options = RequestOptions(max_num_instances, deadline_s, isolation_key)
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
+                started_s = time.perf_counter()
                 tokens = await self._tokenizing.encode(texts, truncate=truncate)
+                encoded_s = time.perf_counter()
                 outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
+        self.stages.requests += 1
+        self.stages.tokens_s += encoded_s - started_s
+        self.stages.backend_s += time.perf_counter() - encoded_s
         predictions: list[Prediction] = []
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, MuxserveError):
                 raise _of_text(outcome, index, len(texts))
             predictions.append(outcome)
         return Answered(predictions, tokens)
+
+    async def stats(self) -> dict[str, Any]:
+        """Counters of the engines behind it, and of the requests that came through it."""
+        return {**await self.backend.stats(), "stages": asdict(self.stages)}
 
 
 def _of_text(error: MuxserveError, index: int, count: int) -> MuxserveError:

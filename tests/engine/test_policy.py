@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.engine.policy import choose
+from muxserve.engine.policy import choose, decide
 from tests.engine.simulated_times import linear_times
 
 WIDTHS = [1, 2, 5]
@@ -50,3 +50,46 @@ def test_a_width_that_measured_faster_by_chance_does_not_take_a_lone_text():
     noisy = linear_times(noise={1: 1.3, 2: 0.7})
     for target_s in (1e-9, noisy.predict(2, 32, 1) * 1.01):
         assert choose([20], noisy, WIDTHS, target_s).num_instances == 1
+
+
+def decide_now(waiting, running=(), in_flight=2, target_s=0.05, max_groups=32, widths=WIDTHS):
+    return decide(
+        waiting, running, TIMES, widths, target_s, in_flight=in_flight, max_groups=max_groups
+    )
+
+
+def test_what_waits_goes_at_once_while_nothing_runs():
+    assert decide_now([20]).enough == 1
+    assert decide_now([20] * 40).enough == 1
+
+
+def test_beside_another_forward_a_few_texts_gather_first():
+    beside = decide_now([20], running=[20] * 40, widths=[5])
+    assert beside.enough > 1
+
+
+def test_texts_in_forwards_that_run_count_as_load():
+    alone = decide_now([20], target_s=0.01)
+    beside = decide_now([20], running=[20] * 1000, target_s=0.01)
+    assert alone.num_instances == 1
+    assert beside.num_instances == 5
+
+
+def test_forwards_that_run_at_once_share_what_waits():
+    one, two = (decide_now([20] * 40, in_flight=k, widths=[5]) for k in (1, 2))
+    assert (one.max_groups, two.max_groups) == (8, 4)
+
+
+@given(LENGTHS, LENGTHS, st.integers(1, 4), st.floats(1e-4, 1.0), st.integers(1, 32))
+def test_a_decision_can_always_come_true(waiting, running, in_flight, target_s, max_groups):
+    """With all of the load in the line, it is enough; so nobody gathers for ever."""
+    decision = decide_now(
+        waiting + running, (), in_flight=in_flight, target_s=target_s, max_groups=max_groups
+    )
+    assert decision.enough == 1
+    beside = decide_now(
+        waiting, running, in_flight=in_flight, target_s=target_s, max_groups=max_groups
+    )
+    assert 1 <= beside.enough <= len(waiting) + len(running)
+    assert 1 <= beside.max_groups <= max_groups
+    assert beside.num_instances in WIDTHS

@@ -1,8 +1,10 @@
 """Forward times: predictions between measured points, and corrections while running."""
 
+import json
+
 import pytest
 
-from muxserve.engine.times import ForwardTimes, grid, measure
+from muxserve.engine.times import ForwardTimes, SpreadGain, grid, measure
 from tests.engine.simulated_times import linear_times
 
 
@@ -58,3 +60,35 @@ def test_measuring_runs_small_shapes_and_scales_what_the_budget_does_not_reach()
 def test_a_row_of_times_must_fit_the_grid():
     with pytest.raises(ValueError, match="4 times expected, got 1"):
         linear_times().set(1, 16, [0.1])
+
+
+def test_a_table_survives_being_written_and_read():
+    times = linear_times()
+    again = ForwardTimes.load(json.loads(json.dumps(times.dump())))
+    assert again.widths == [1, 2, 5]
+    assert again.predict(2, 24, 3) == times.predict(2, 24, 3)
+
+
+@pytest.mark.parametrize("values", [{}, {"lengths": [16], "groups": [1], "seconds": [{}]}])
+def test_something_else_is_not_read_as_a_table(values):
+    with pytest.raises(ValueError, match="not a table of forward times"):
+        ForwardTimes.load(values)
+
+
+def test_every_core_pays_as_long_as_it_is_quicker():
+    gain = SpreadGain()
+    gain.start(0.6)
+    assert gain.pays()
+    for _ in range(20):
+        gain.observe(3.0)
+    assert not gain.pays(), "other programs use the cores"
+
+
+def test_every_core_is_tried_again_now_and_then():
+    gain = SpreadGain()
+    gain.start(2.0)
+    chances = next(i for i in range(1000) if gain.pays())
+    assert 10 < chances < 100
+    for _ in range(20):
+        gain.observe(0.5)
+    assert all(gain.pays() for _ in range(100)), "the cores are free again"

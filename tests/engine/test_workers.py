@@ -1,0 +1,215 @@
+"""Forwards at once: who runs beside whom, that nobody is lost, and what an error ends."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from muxserve import Engine
+from muxserve.engine.config import EngineConfig
+from muxserve.engine.forward import TorchExecutor
+from muxserve.engine.request import Prediction, Request
+from muxserve.errors import NotReady
+from muxserve.models.family import Family
+
+BOUND_S = 30
+
+
+@pytest.fixture(scope="module")
+def family(tiny_family) -> Family:
+    return Family.load(tiny_family)
+
+
+class Recorder(TorchExecutor):
+    """A real executor of two forwards at once that notes what runs together, and can be held."""
+
+    def __init__(self, family: Family, threads: int = 2) -> None:
+        super().__init__(
+            family.models, pad_id=family.pad_id, padded_length=None, threads=threads, in_flight=2
+        )
+        self.open = threading.Event()
+        self.open.set()
+        self.entered = threading.Semaphore(0)
+        self.lock = threading.Lock()
+        self.running = 0
+        self.seen: list[tuple[int, bool, str]] = []
+
+    def run(self, n, rows, *, alone=False):
+        with self.lock:
+            self.running += 1
+            self.seen.append((self.running, alone, threading.current_thread().name))
+        self.entered.release()
+        assert self.open.wait(BOUND_S)
+        try:
+            return super().run(n, rows, alone=alone)
+        finally:
+            with self.lock:
+                self.running -= 1
+
+
+@pytest.fixture
+def recorder(family):
+    return Recorder(family)
+
+
+@pytest.fixture
+def engine(family, recorder):
+    config = EngineConfig(warm_up_s=0.3, num_instances=1)
+    with Engine(family, config, executor=recorder) as engine:
+        recorder.seen.clear()
+        while recorder.entered.acquire(blocking=False):
+            pass
+        yield engine
+        recorder.open.set()
+
+
+def texts(engine: Engine, *some: str) -> Request:
+    request = Request(engine.encoder.encode(list(some)))
+    engine.submit(request)
+    return request
+
+
+def pretend_spreading(engine: Engine, *, pays: bool) -> None:
+    """What the warm-up measured on a machine with cores to spare, or on a busy one."""
+    engine._workers._gain.start(0.5 if pays else 4.0)
+
+
+def test_a_lone_text_has_every_core_and_the_next_ones_wait_for_it(engine, recorder):
+    pretend_spreading(engine, pays=True)
+    recorder.open.clear()
+    first = texts(engine, "good")
+    assert recorder.entered.acquire(timeout=BOUND_S)
+    second = texts(engine, "bad", "film")
+    assert not recorder.entered.acquire(timeout=0.05), "nothing starts beside it"
+    recorder.open.set()
+    assert first.wait(BOUND_S)
+    assert second.wait(BOUND_S)
+    assert recorder.seen[0][:2] == (1, True)
+
+
+def test_where_every_core_does_not_pay_a_second_forward_starts_beside_the_first(engine, recorder):
+    pretend_spreading(engine, pays=False)
+    recorder.open.clear()
+    first = texts(engine, "good")
+    assert recorder.entered.acquire(timeout=BOUND_S)
+    second = texts(engine, "bad", "bad film", "not good")
+    assert recorder.entered.acquire(timeout=BOUND_S)
+    assert [alone for _, alone, _ in recorder.seen] == [False, False]
+    assert recorder.seen[1][0] == 2, "at once"
+    recorder.open.set()
+    assert first.wait(BOUND_S)
+    assert second.wait(BOUND_S)
+
+
+def test_lone_texts_are_always_the_first_threads(engine, recorder):
+    pretend_spreading(engine, pays=True)
+    for number in range(8):
+        assert texts(engine, f"good {'film ' * number}").wait(BOUND_S)
+    assert {name for _, _, name in recorder.seen} == {"muxserve-forward-0"}
+
+
+def test_a_text_that_gathers_goes_when_the_other_forward_ends(family):
+    recorder = Recorder(family)
+    config = EngineConfig(warm_up_s=0.3, num_instances=5)
+    with Engine(family, config, executor=recorder) as engine:
+        pretend_spreading(engine, pays=False)
+        while recorder.entered.acquire(blocking=False):
+            pass
+        recorder.open.clear()
+        first = texts(engine, *(f"good {'film ' * i}" for i in range(5)))
+        assert recorder.entered.acquire(timeout=BOUND_S)
+        second = texts(engine, "bad")
+        assert not recorder.entered.acquire(timeout=0.05), "one text of five slots gathers"
+        recorder.open.set()
+        assert first.wait(BOUND_S)
+        assert second.wait(BOUND_S)
+
+
+def test_nobody_is_lost_or_answered_by_another_text_among_many_senders(family, recorder):
+    config = EngineConfig(warm_up_s=0.3, latency_target_ms=1)
+    wrong: list[str] = []
+    with Engine(family, config, executor=recorder) as engine:
+        some = [f"{a} {b} {'film ' * i}" for a in ("good", "bad") for b in "bcd" for i in range(4)]
+        alone = {t: engine.classify([t], raw_scores=True)[0].labels for t in some}
+
+        def send(own: list[str]) -> None:
+            for text in own * 5:
+                request = texts(engine, text)
+                if not request.wait(BOUND_S) or not isinstance(request.outcomes[0], Prediction):
+                    wrong.append(text)
+                elif request.outcomes[0].num_instances == 1:
+                    best = request.outcomes[0].logits.max()
+                    if abs(best - alone[text][0].score) > 1e-3:
+                        wrong.append(text)
+
+        senders = [threading.Thread(target=send, args=(some[i::8],)) for i in range(8)]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join(BOUND_S)
+        assert not any(sender.is_alive() for sender in senders)
+        stats = engine.stats()
+    assert not wrong
+    assert stats.waiting == 0
+    assert stats.texts == len(some) * 6
+
+
+def test_an_error_of_the_second_thread_ends_the_engine_for_everybody(family, monkeypatch):
+    recorder = Recorder(family)
+    engine = Engine(family, EngineConfig(warm_up_s=0.3, num_instances=1), executor=recorder)
+    pretend_spreading(engine, pays=False)
+    while recorder.entered.acquire(blocking=False):
+        pass
+    recorder.open.clear()
+    first = texts(engine, "good")
+    assert recorder.entered.acquire(timeout=BOUND_S)
+    monkeypatch.setattr("muxserve.engine.workers.plan", lambda *_: 1 / 0)
+    second = texts(engine, "bad", "bad film", "not good")
+    assert second.wait(BOUND_S)
+    assert all(isinstance(outcome, NotReady) for outcome in second.outcomes)
+    recorder.open.set()
+    assert first.wait(BOUND_S)
+    assert isinstance(first.outcomes[0], Prediction), "its forward was under way, and well"
+    with pytest.raises(NotReady):
+        engine.classify(["good"])
+    engine.close()
+    assert not engine.alive
+
+
+def test_closing_serves_what_waits_behind_both_forwards(family):
+    recorder = Recorder(family)
+    engine = Engine(family, EngineConfig(warm_up_s=0.3, num_instances=5), executor=recorder)
+    pretend_spreading(engine, pays=False)
+    while recorder.entered.acquire(blocking=False):
+        pass
+    recorder.open.clear()
+    requests = [texts(engine, f"good {'film ' * i}") for i in range(12)]
+    assert recorder.entered.acquire(timeout=BOUND_S)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    time.sleep(0.05)
+    recorder.open.set()
+    closing.join(BOUND_S)
+    assert not closing.is_alive()
+    assert all(request.wait(0) for request in requests)
+
+
+def test_a_share_of_the_threads_and_all_of_them_compute_the_same(family):
+    executor = TorchExecutor(
+        family.models, pad_id=family.pad_id, padded_length=None, threads=2, in_flight=2
+    )
+    results = []
+
+    def compute() -> None:  # in a thread of its own: the setting of threads is each thread's
+        executor.prepare()
+        ids = [torch.arange(4, 12).numpy()] * 5
+        results.extend(executor.run(5, ids, alone=alone) for alone in (False, True))
+        results.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join(BOUND_S)
+    share, every, threads_after = results
+    assert share == pytest.approx(every, abs=1e-6)
+    assert threads_after == 1, "back to its share"

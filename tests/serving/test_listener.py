@@ -1,0 +1,129 @@
+"""An ingress that listens by itself: real sockets, clients that go away, ports that are taken."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from muxserve.errors import InvalidInput
+from muxserve.serving.listener import Listener
+
+BOUND_S = 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@asynccontextmanager
+async def listening(app, port: int) -> AsyncIterator[str]:
+    listener = Listener("127.0.0.1", port)
+    listener.start(app)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await asyncio.wait_for(listener.stop(), BOUND_S)
+
+
+async def echo(scope, receive, send) -> None:
+    message = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+
+
+def test_it_answers_what_the_app_answers():
+    async def ask() -> None:
+        async with listening(echo, free_port()) as url, httpx.AsyncClient() as client:
+            for body in (b"one", b"two"):
+                answer = await client.post(url, content=body)
+                assert (answer.status_code, answer.content) == (200, body)
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_goes_away_cancels_its_request_and_no_other():
+    cancelled: list[bytes] = []
+    release = asyncio.Event()
+
+    async def slow(scope, receive, send) -> None:
+        body = (await receive())["body"]
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            cancelled.append(body)
+            raise
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def ask() -> None:
+        async with listening(slow, free_port()) as url, httpx.AsyncClient() as client:
+            stays = asyncio.create_task(client.post(url, content=b"stays", timeout=BOUND_S))
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(url, content=b"goes", timeout=0.5)
+            async with asyncio.timeout(BOUND_S):
+                while not cancelled:
+                    await asyncio.sleep(0.01)
+            release.set()
+            assert (await stays).content == b"stays"
+        assert cancelled == [b"goes"]
+
+    asyncio.run(ask())
+
+
+def test_stopping_lets_a_request_that_is_under_way_end():
+    entered, release = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope, receive, send) -> None:
+        await receive()
+        entered.set()
+        await release.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async def ask() -> None:
+        port = free_port()
+        listener = Listener("127.0.0.1", port)
+        listener.start(slow)
+        async with httpx.AsyncClient(timeout=BOUND_S) as client:
+            under_way = asyncio.create_task(client.post(f"http://127.0.0.1:{port}", content=b"x"))
+            await entered.wait()
+            stopping = asyncio.create_task(listener.stop())
+            await asyncio.sleep(0.2)
+            release.set()
+            assert (await under_way).content == b"done"
+            await asyncio.wait_for(stopping, BOUND_S)
+
+    asyncio.run(ask())
+
+
+def test_ingresses_of_one_machine_share_a_port():
+    port = free_port()
+
+    async def ask() -> None:
+        async with listening(echo, port) as url, listening(echo, port):
+            for _ in range(20):
+                async with httpx.AsyncClient() as client:
+                    assert (await client.post(url, content=b"x")).content == b"x"
+
+    asyncio.run(ask())
+
+
+def test_a_port_of_another_program_is_refused_at_once():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidInput, match=f"cannot listen on 127.0.0.1:{port}") as refused:
+            Listener("127.0.0.1", port)
+    assert refused.value.field == "ingress.direct_port"
+
+
+def test_an_address_that_is_not_here_is_refused_at_once():
+    with pytest.raises(InvalidInput, match=r"no\.such\.host\.invalid") as refused:
+        Listener("no.such.host.invalid", free_port())
+    assert refused.value.field == "ingress.direct_host"
