@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from muxserve.bench.peers import PEERS, PeerFailed, environment, running
-from muxserve.bench.plain_model import write_plain_model
 
 from muxserve.bench.burst import Burst, measure_burst
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
 from muxserve.bench.families import write_random_family
 from muxserve.bench.machine import describe
 from muxserve.bench.offline import offline_rate
-from muxserve.bench.server import HOST, RunningServer, running_muxserve
+from muxserve.bench.peers import PEERS, PeerFailed, environment, running
+from muxserve.bench.plain_model import write_plain_model
+from muxserve.bench.server import HOST, RunningServer, free_port, running_muxserve, stages_ms
 from muxserve.bench.serving_report import as_markdown, plot, summary
 from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import available_cores
@@ -80,7 +80,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each load")
     parser.add_argument("--clients", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--proxy", default="none", help="as of `muxserve serve`")
     parser.add_argument(
         "--settings",
@@ -131,7 +130,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
         settings = [*options.settings, f"replicas.num_cpus={available_cores()}"]
         if n is not None:
             settings.append(f"engine.num_instances={n}")
-        with running_muxserve(path, options.port, settings, proxy=options.proxy) as server:
+        with running_muxserve(path, settings, proxy=options.proxy) as server:
             result["ours"][key] = loads(server, f"{name}: {key}", texts, options)
             if n is None:
                 result["lone"] = lone(server, texts, options)
@@ -171,10 +170,11 @@ def loads(
     for clients in options.clients:
         tell(f"{what}, {clients} clients")
         before = server.cpu_seconds()
+        stages = server.stats() if isinstance(server, RunningServer) else None
         load = partial(
             closed_loop,
             HOST,
-            options.port,
+            server.port,
             texts,
             clients=clients,
             seconds=options.seconds,
@@ -182,6 +182,8 @@ def loads(
         )
         result = in_own_process(load, options.seconds + 120)
         measured.append(figures(result, clients, server.cpu_seconds() - before))
+        if stages is not None:
+            measured[-1]["stages_ms"] = stages_ms(stages, server.stats())
     return measured
 
 
@@ -206,7 +208,7 @@ def lone(
 ) -> dict[str, float]:
     """One client alone, and the same client asking for nothing through the same path."""
     tell("a lone client")
-    ask = partial(closed_loop, HOST, options.port, clients=1, seconds=options.seconds)
+    ask = partial(closed_loop, HOST, server.port, clients=1, seconds=options.seconds)
     # Whether a replica is ready is asked of the replica, where there is one behind the ingress.
     nothing = in_own_process(partial(ask, texts[:1], path="/ready", method="GET"), 120)
     text = in_own_process(partial(ask, texts), 120)
@@ -237,7 +239,7 @@ def measure_peer(
     try:
         python = environment(peer, ENVIRONMENTS)
         with running(
-            peer, python, model, port=options.port, threads=available_cores(), dtype=dtype
+            peer, python, model, port=free_port(), threads=available_cores(), dtype=dtype
         ) as server:
             return loads(server, f"{size}: {name}", texts, options, path=peer.path, body=peer.body)
     except PeerFailed as error:
@@ -267,7 +269,7 @@ def measure_bursts(alone_per_s: float, options: argparse.Namespace) -> dict[str,
         if pinned is not None:
             settings.append(f"engine.num_instances={pinned}")
         tell(f"burst: {key}")
-        with running_muxserve("sentiment", options.port, settings, proxy=options.proxy) as server:
+        with running_muxserve("sentiment", settings, proxy=options.proxy) as server:
             result[key] = measure_burst(server, shape, quality)
     return result
 

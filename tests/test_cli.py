@@ -53,7 +53,9 @@ def test_version_and_help_answer_without_loading_torch():
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["classify", "serve", "families", "evaluate", "convert"])
+@pytest.mark.parametrize(
+    "command", ["classify", "serve", "plan", "families", "evaluate", "convert"]
+)
 def test_every_command_has_examples_in_its_help(command):
     done = muxserve(command, "--help")
     assert done.returncode == 0
@@ -226,7 +228,7 @@ def test_serve_says_when_its_port_is_taken(family):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("proxy", ["python", "haproxy"])
+@pytest.mark.parametrize("proxy", ["python", "haproxy", "none"])
 def test_serve_answers_until_it_is_told_to_stop(family, proxy):
     port = free_port()
     options = ["--family", str(family), "--port", str(port), "--proxy", proxy]

@@ -47,27 +47,29 @@ class RunningServer:
             connection.close()
 
 
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def running_muxserve(
-    family: str | Path, port: int, settings: Sequence[str] = (), *, proxy: str = "none"
+    family: str | Path, settings: Sequence[str] = (), *, proxy: str = "none"
 ) -> Iterator[RunningServer]:
     """``muxserve serve``, from its first answer until the block ends.
 
     Args:
         family: name or folder.
-        port: a free one.
         settings: as ``key=value``.
         proxy: of the command's option.
 
     Raises:
-        RuntimeError: the port is taken, or it ended, or was not ready in time.
+        RuntimeError: it ended, or was not ready in time; the message has its log.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise RuntimeError(f"{HOST}:{port}: {error.strerror}") from None
+    port = free_port()
     command = [
         *(sys.executable, "-m", "muxserve", "serve", "--family", str(family)),
         *("--port", str(port), "--proxy", proxy, *settings),
@@ -104,3 +106,30 @@ def _is_ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def stages_ms(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """Where the milliseconds of a request of one text went, on average between two looks.
+
+    ``transport`` is what the way to the engine and back took, ``ingress`` what is neither
+    tokenizing nor waiting for an answer: reading, checking, writing JSON.
+    """
+    ingress = {key: after["stages"][key] - before["stages"][key] for key in after["stages"]}
+    engine = {
+        key: sum(one[key] for one in after["engines"]) - sum(one[key] for one in before["engines"])
+        for key in ("filled_slots", "line_s", "plan_s", "computed_s", "batches")
+    }
+    requests, texts = max(1, ingress["requests"]), max(1, engine["filled_slots"])
+    line, computed = engine["line_s"] / texts, engine["computed_s"] / texts
+    # A text waits while its batch is planned; the line's time has that in it.
+    plan = engine["plan_s"] / max(1, engine["batches"])
+    backend = ingress["backend_s"] / requests
+    seconds = {
+        "ingress": ingress["total_s"] / requests - backend - ingress["tokens_s"] / requests,
+        "tokens": ingress["tokens_s"] / requests,
+        "transport": backend - line - computed,
+        "line": line - plan,
+        "plan": plan,
+        "forward": computed,
+    }
+    return {name: 1000 * value for name, value in seconds.items()}

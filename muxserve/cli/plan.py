@@ -126,10 +126,14 @@ def plan(
 
 @dataclass(frozen=True)
 class Row:
-    """The fewest replicas that hold the target at one choice of N, or the most that were tried."""
+    """The fewest replicas that hold the target at one choice of N, or the most that were tried.
+
+    ``forwards`` is how many all replicas run at once.
+    """
 
     choice: str
     replicas: int
+    forwards: int
     meets_target: bool
     simulated: "Simulated"
     quality: float | None
@@ -145,7 +149,7 @@ class Row:
             "p50_ms": 1000 * one.quantile_s(0.5),
             "p99_ms": 1000 * one.quantile_s(0.99),
             "shed": one.shed,
-            "utilization": one.busy_s / one.seconds / self.replicas if one.seconds else 0.0,
+            "utilization": one.busy_s / one.seconds / self.forwards if one.seconds else 0.0,
             "occupancy": one.filled_slots / one.slots if one.slots else 1.0,
             "quality": self.quality,
             "timeline": _timeline(one),
@@ -235,6 +239,7 @@ def _fewest(
     return Row(
         name,
         high,
+        high * measured.in_flight,
         simulated.shed == 0 and simulated.quantile_s(0.99) <= target_s,
         simulated,
         _quality(simulated.num_instances, spec),

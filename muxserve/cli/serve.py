@@ -48,10 +48,11 @@ def serve(
     proxy: Annotated[
         Proxy,
         typer.Option(
-            help="What takes HTTP. haproxy answers far more requests of a small model, but its "
-            "statistics on ports 8404 and 9101 are open to other machines, whatever --host says."
+            help="What stands before the ingress. none: nothing, the quickest. python and haproxy: "
+            "Ray Serve's own; the statistics of haproxy on ports 8404 and 9101 are open to other "
+            "machines, whatever --host says."
         ),
-    ] = Proxy.PYTHON,
+    ] = Proxy.NONE,
 ) -> None:
     """Serve a family over HTTP with Ray Serve, until Ctrl-C or SIGTERM.
 
@@ -60,7 +61,7 @@ def serve(
       muxserve serve
       muxserve serve --family ./my-family --port 9000
       muxserve serve --host 0.0.0.0 engine.latency_target_ms=20
-      muxserve serve --proxy haproxy arrangement=together
+      muxserve serve arrangement=together replicas.num_cpus=2
     """
     # Ray reads these once, when it is imported.
     for name, value in RAY_SETTINGS[proxy].items():
