@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -41,6 +41,11 @@ class LoadResult:
         return 1000 * ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
+def inputs_body(text: str) -> bytes:
+    """The request of muxserve's own ``/predict`` for one text, as JSON."""
+    return json.dumps({"inputs": text}).encode()
+
+
 async def closed_loop(
     host: str,
     port: int,
@@ -49,9 +54,22 @@ async def closed_loop(
     clients: int = 64,
     warm_up_s: float = 2.0,
     seconds: float = 10.0,
+    path: str = "/predict",
+    body: Callable[[str], bytes] = inputs_body,
 ) -> LoadResult:
-    """Send texts to ``/predict``, one per request, from ``clients`` connections."""
-    requests = [_request(host, port, text) for text in texts]
+    """Send texts to ``path``, one per request, from ``clients`` connections.
+
+    Args:
+        host: of the server.
+        port: of the server.
+        texts: dealt out to the clients, and sent again once all were.
+        clients: connections, each with at most one request under way.
+        warm_up_s: of load that is not counted.
+        seconds: of load that is.
+        path: of the HTTP route; its answers state their ``content-length``.
+        body: the JSON of the request for a text.
+    """
+    requests = [_request(host, port, path, body(text)) for text in texts]
     start = time.perf_counter() + warm_up_s
     end = start + seconds
     result = LoadResult(seconds)
@@ -64,10 +82,9 @@ async def closed_loop(
     return result
 
 
-def _request(host: str, port: int, text: str) -> bytes:
-    body = json.dumps({"inputs": text}).encode()
+def _request(host: str, port: int, path: str, body: bytes) -> bytes:
     head = (
-        f"POST /predict HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
