@@ -39,10 +39,10 @@ from muxserve.models.family import Family, resolve
 from muxserve.models.precision import fastest_dtype
 
 TEXTS = 2000
-#: Texts of the offline loop; all 2,000 of the base size would take minutes at N=1.
-OFFLINE_TEXTS = {"base": 800, "shipped": TEXTS}
+#: Texts of the offline loop; all 2,000 of the base size take minutes at N=1.
+OFFLINE_TEXTS = {"base": 400, "shipped": TEXTS}
 WIDTHS = (1, 2, 5, 10)
-ENVIRONMENTS = Path(".cache/peers")
+ENVIRONMENTS = Path(os.environ.get("PEERS", ".cache/peers"))
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
             n,
             rows[: OFFLINE_TEXTS[name]],
             threads=available_cores(),
-            passes=2,
+            passes=1,
             on_progress=lambda what: tell(f"{name}: offline, {what}"),
         )
         offline[str(n)] = vars(rate)
