@@ -41,6 +41,13 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 test: .venv/.installed  ## Run the tests
 	$(BIN)/pytest $(ARGS)
 
+.PHONY: test-triton
+test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server
+	$(BIN)/pytest -m triton $(ARGS)
+
+.PHONY: triton-server
+triton-server: .cache/triton-server/.installed  ## Make an environment with a real tritonserver in it
+
 .PHONY: lint
 lint: .venv/.installed  ## Check style, format and types
 	$(BIN)/ruff check .
@@ -95,6 +102,18 @@ distclean: clean  ## Remove .venv too
 	@touch .venv/.installing
 	$(PIP_INSTALL) -e '.[dev]'
 	@mv .venv/.installing $@
+
+# The wheel is taken without its dependencies: only the server in it is used, and its Python backend
+# reads zeros with numpy 2. The other versions are those of constraints.txt.
+TRITON_WHEEL := nvidia-pytriton==0.7.0
+.cache/triton-server/.installed: constraints.txt | .venv/.installed
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps $(TRITON_WHEEL)
+	grep -v '^numpy==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-input -c $(@D)/constraints.txt \
+	  'numpy>=1.26,<2' onnxruntime tokenizers
+	@touch $@
 
 # The test lines come from a source archive of a package; they are not ours to ship.
 TEST_SET := 'Hutto & Gilbert 2014 movie lines, deduplicated, abs(rating) >= 0.5'
