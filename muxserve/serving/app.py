@@ -32,6 +32,12 @@ def build_app(config: ServeConfig) -> serve.Application:
     ingress = {"max_ongoing_requests": config.ingress.max_ongoing_requests}
     if config.arrangement == "together":
         return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
+    if config.backend == "triton":
+        # Triton runs the forwards, so what scales here is the ingress.
+        resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
+        return _deployment(
+            MuxIngress, config, **_scaling(config.replicas), **resources, **ingress
+        ).bind(config)
     replicas = _deployment(
         MuxReplica, config, **engines, max_ongoing_requests=config.replicas.max_ongoing_bundles
     )

@@ -4,8 +4,6 @@ One model for each member N and, with the Python backend, an elastic one that ch
 waits; with a text front, a tokenizer and an ensemble for each of them. No folder needs muxserve.
 """
 
-import hashlib
-import json
 import re
 import shutil
 import tempfile
@@ -24,6 +22,7 @@ from muxserve.models.family import Family, resolve
 from muxserve.triton import model_config as mc
 from muxserve.triton.graph import check_graph, export_graph
 from muxserve.triton.handbook import readme, requirements
+from muxserve.triton.identity import identity
 from muxserve.triton.runtime.facts import Facts
 from muxserve.triton.settings import ExportSettings
 from muxserve.triton.travelling import write_model_code
@@ -117,15 +116,8 @@ class _Writer:
         self._settings = settings
         self._on_progress = on_progress
         self._name = re.sub(r"[^A-Za-z0-9_.-]", "-", family.spec.name)
-        spec = family.spec
         self._vocab_size = min(int(one.config.vocab_size) for one in family.models.values())
-        tokenizer = family.tokenizer.to_str()
-        self._identity = {
-            "family": spec.name,
-            "labels": json.dumps(spec.labels, ensure_ascii=False),
-            "pad_id": str(family.pad_id),
-            "tokenizer_sha256": hashlib.sha256(tokenizer.encode()).hexdigest(),
-        }
+        self._parameters = {**identity(family), "pad_id": str(family.pad_id)}
         self._models: list[ExportedModel] = []
 
     def write(self) -> list[ExportedModel]:
@@ -178,7 +170,7 @@ class _Writer:
             [mc.IDS_ARRAY],
             outputs,
             max_batch_size=self._batch_size(widths[-1]),
-            parameters={**self._identity, **self._widths(widths), **tuning},
+            parameters={**self._parameters, **self._widths(widths), **tuning},
         )
         mc.batch(config, settings, n=fixed, ragged=True)
         mc.place(config, instances=settings.instances, gpu=settings.device == "gpu")
@@ -200,7 +192,7 @@ class _Writer:
             self._outputs(),
             max_batch_size=self._batch_size(n),
             parameters={
-                **self._identity,
+                **self._parameters,
                 **self._widths([n]),
                 "intra_op_thread_count": str(settings.threads),
             },
@@ -271,7 +263,7 @@ class _Writer:
             [mc.TEXT_ARRAY],
             [*of_model, mc.TRUNCATED_ARRAY, *(words if tagger else [])],
             max_batch_size=self._batch_size(model.widths[-1]),
-            parameters={**self._identity, **self._widths(model.widths)},
+            parameters={**self._parameters, **self._widths(model.widths)},
         )
         tokens = {one.name: one.name for one in (mc.IDS_ARRAY, mc.TRUNCATED_ARRAY)}
         logits = {one.name: one.name for one in of_model}
