@@ -245,8 +245,7 @@ class TritonModel:
                 [array],
                 outputs=[InferRequestedOutput(name) for name in wanted],
                 client_timeout=left_s,
-                # Triton takes what is late out of its own queue.
-                timeout=int(left_s * 1e6),
+                # When it is over, the call is cancelled, and Triton drops it from its queue.
                 parameters=parameters or None,
             )
         except InferenceServerException as error:
@@ -269,7 +268,7 @@ class TritonModel:
         if deadline_s is not None and time.monotonic() >= deadline_s - _CLOCK_S:
             return DeadlineExceeded("the deadline passed before the answer was there")
         if status == "UNAVAILABLE" and await self._probe():
-            # It is there and took no more: its queue is full, or the text waited too long in it.
+            # It is there and took no more: too many texts wait.
             self.counters.refused += 1
             return Overloaded(f"Triton refused the texts ({message}); try again later")
         if status in ("UNAVAILABLE", "NOT_FOUND") or "tub process" in message:

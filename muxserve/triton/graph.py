@@ -118,6 +118,12 @@ def export_graph(family: Family, n: int, *, with_scores: bool = False) -> onnx.M
         ) from error
     assert program is not None  # with dynamo, export gives one
     graph: onnx.ModelProto = program.model_proto
+    fixed = [one.dim_value for one in graph.graph.input[0].type.tensor_type.shape.dim]
+    if any(fixed[axis] for axis in free):
+        # The exporter says nothing where a network counts its texts in a way that fixes them.
+        raise FamilyError(
+            f"{family.spec.name}: the member N={n} would be written for texts of shape {fixed} only"
+        )
     _forget_where_it_was_made(graph)
     return graph
 

@@ -90,13 +90,15 @@ def _tuning(settings: ExportSettings) -> str:
         "- `max_batch_size`, `preferred_batch_size`: keep them multiples of N.",
         "- `max_queue_delay_microseconds`: 0 lets what comes during one execution make the next. A "
         "delay fills groups\n  under light load, and every lone request then waits it out.",
-        "- `max_queue_size`: requests over it are refused with UNAVAILABLE (HTTP 503).",
+        "- `default_queue_policy`: leave it out where you can. With any, the batcher of Triton "
+        "24.10 sleeps for up to\n  half a second now and then.",
         "- `instance_group`: more instances share the requests among them, so each sees fewer.",
         "- Leave `response_cache` off: an answer depends on the texts that share its group.",
     ]
     if settings.backend == "python":
         lines.append(
-            "- `parameters`: `latency_target_ms`, `threads` (0: every core), `warm_up_s`, "
+            "- `parameters`: `max_waiting_texts` (what waits beyond is refused with UNAVAILABLE, "
+            "HTTP 503),\n  `latency_target_ms`, `threads` (0: every core), `warm_up_s`, "
             "`max_groups`.\n\n"
             "Request parameters: `max_num_instances` caps N for a request (elastic models), and "
             "requests with different\n`isolation_key` never share a group."

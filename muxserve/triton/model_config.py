@@ -17,6 +17,8 @@ NUM_INSTANCES, TRUNCATED = "num_instances", "truncated"
 WORDS, WORD_TOKENS, LABELS, WORD_SCORES = "words", "word_tokens", "labels", "word_scores"
 LABELS_FILE = "labels.txt"
 WARM_UP_SAMPLE = "full_group"
+#: Whole groups that Triton prefers to give one execution: the most of these that wait.
+_PREFERRED_GROUPS = (*range(1, 17), 24, 32)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ def batch(
     n: int | None,
     ragged: bool,
 ) -> None:
-    """Let Triton gather requests while an execution runs, and refuse them where too many wait.
+    """Let Triton gather requests while an execution runs.
+
+    There is no queue policy unless one is asked for: with any, even one without a bound, the
+    batcher of Triton 24.10 misses that an instance has become free and sleeps for half a second.
 
     Args:
         config: of the model.
@@ -89,13 +94,12 @@ def batch(
         ragged: requests of different lengths may share an execution.
     """
     batching = config.dynamic_batching
-    if n is not None and n > 1:
-        batching.preferred_batch_size.extend(range(n, config.max_batch_size + 1, n))
     batching.max_queue_delay_microseconds = settings.queue_delay_us
-    policy = batching.default_queue_policy
-    policy.max_queue_size = settings.max_queue_size
-    policy.timeout_action = pb.ModelQueuePolicy.REJECT
-    policy.allow_timeout_override = True
+    if n is not None and n > 1:
+        groups = [count for count in _PREFERRED_GROUPS if count * n <= config.max_batch_size]
+        batching.preferred_batch_size.extend(count * n for count in groups)
+    if settings.max_queue_size:
+        batching.default_queue_policy.max_queue_size = settings.max_queue_size
     if ragged:
         for one in config.input:
             one.allow_ragged_batch = True

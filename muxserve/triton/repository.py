@@ -159,6 +159,7 @@ class _Writer:
         settings = self._settings
         outputs = [*self._outputs(), mc.NUM_INSTANCES_ARRAY]
         tuning = {
+            "max_waiting_texts": str(settings.max_waiting_texts),
             "latency_target_ms": f"{settings.latency_target_ms:g}",
             "max_groups": str(min(_MOST_GROUPS, self._batch_size(widths[0]))),
             "threads": str(settings.threads),

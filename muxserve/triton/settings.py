@@ -27,10 +27,10 @@ class ExportSettings(BaseModel):
         1, ge=1, le=64, description="Instances of each model, per GPU where there are some."
     )
     max_batch_size: int = Field(
-        128,
+        1024,
         ge=1,
         le=65_536,
-        description="Most texts of one execution; rounded down to whole groups of N.",
+        description="Most texts that Triton gives one execution; rounded down to groups of N.",
     )
     queue_delay_us: int = Field(
         0,
@@ -39,8 +39,19 @@ class ExportSettings(BaseModel):
         description="Microseconds that a batch waits for more requests. 0: what comes while one "
         "execution runs makes the next.",
     )
+    max_waiting_texts: int = Field(
+        512,
+        ge=1,
+        le=65_536,
+        description="Texts that one execution answers; what waits beyond is refused. Of the "
+        "python backend.",
+    )
     max_queue_size: int = Field(
-        1024, ge=1, le=1_000_000, description="Requests that may wait; more are refused."
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Requests that Triton's own queue holds; 0 for no bound. With a bound, "
+        "Triton 24.10 lets batches wait for up to half a second.",
     )
     latency_target_ms: float = Field(
         50.0,

@@ -1,4 +1,4 @@
-"""The texts of one execution in, a prediction or a failure for each out.
+"""The texts of one execution in, logits or a failure for each out.
 
 Triton's queue is the line: while one execution runs, requests gather there, and the next execution
 brings what waits. From it the engine's policy chooses N and the engine's planner fills the slots,
@@ -7,7 +7,7 @@ again in halves, so that only the culprit fails.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,15 +24,19 @@ Forward = Callable[[int, np.ndarray], np.ndarray]
 
 
 @dataclass(eq=False)
-class Answer:
-    """What becomes of one text.
+class Text:
+    """One text of a request, and what becomes of it.
 
     Attributes:
+        ids: [length] token ids.
+        options: of its request.
         logits: [labels] float32 of the text, or [tokens, labels] of its tokens.
         num_instances: the N that served it.
-        failure: why there is none.
+        failure: why there are no logits.
     """
 
+    ids: np.ndarray
+    options: Options
     logits: np.ndarray | None = None
     num_instances: int = 0
     failure: str | None = None
@@ -40,12 +44,12 @@ class Answer:
 
 @dataclass(eq=False)
 class Entry:
-    """A distinct text that waits, for every text that is equal to it; see ``slots.Waiting``."""
+    """A distinct text that waits, for every text equal to it; see the planner's ``Waiting``."""
 
     ids: np.ndarray
     isolation_key: str | None
     max_num_instances: int | None
-    answers: list[Answer] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -65,9 +69,9 @@ class SlotFiller:
         """Measure forward times of every N."""
         measure(self.times, self._facts.widths, self._warm, budget_s=self._tuning.warm_up_s)
 
-    def answer(self, texts: Sequence[tuple[np.ndarray, Options]]) -> list[Answer]:
-        """Answer every text, in order; an answer has logits or a failure."""
-        waiting, answers = _line(texts)
+    def answer(self, texts: Sequence[Text]) -> Iterator[list[Text]]:
+        """Answer every text; gives, after each forward, the texts that then have their answer."""
+        waiting = _line(texts)
         widths, target_s = self._facts.widths, self._tuning.latency_target_ms / 1000
         while waiting:
             lengths = (entry.length for entry in waiting)
@@ -75,7 +79,7 @@ class SlotFiller:
             batch = self._plan(waiting, choice.num_instances)
             waiting = _without(waiting, batch.texts)
             self._run(batch)
-        return answers
+            yield [text for entry in batch.texts for text in entry.texts]
 
     def _plan(self, waiting: Sequence[Entry], n: int) -> Plan[Entry]:
         return plan(waiting, n, self.times, self._facts.widths, self._tuning.max_groups)
@@ -88,8 +92,8 @@ class SlotFiller:
         length = self._facts.padded_length or batch.length
         ids = np.full((len(batch.slots), length), self._facts.pad_id, dtype=np.int64)
         for slot, index in enumerate(batch.slots):
-            text = batch.texts[index].ids
-            ids[slot, : len(text)] = text
+            entry = batch.texts[index]
+            ids[slot, : entry.length] = entry.ids
         started = time.perf_counter()
         try:
             logits = self._forward(n, ids)
@@ -102,13 +106,13 @@ class SlotFiller:
         rows = unplan(logits, batch.slots, len(batch.texts))
         for entry, row in zip(batch.texts, rows, strict=True):
             own = row[: entry.length] if self._facts.of_tokens else row
-            for answer in entry.answers:
-                answer.logits, answer.num_instances = own, n
+            for text in entry.texts:
+                text.logits, text.num_instances = own, n
 
     def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
         if len(batch.texts) == 1:
-            for answer in batch.texts[0].answers:
-                answer.failure = f"the forward failed for this text: {error}"
+            for text in batch.texts[0].texts:
+                text.failure = f"the forward failed for this text: {error}"
             return
         middle = len(batch.texts) // 2
         for half in (batch.texts[:middle], batch.texts[middle:]):
@@ -119,22 +123,20 @@ class SlotFiller:
                 self._run(retry)
 
 
-def _line(texts: Sequence[tuple[np.ndarray, Options]]) -> tuple[list[Entry], list[Answer]]:
-    """Distinct texts in order of arrival, and an answer to be filled for every text."""
+def _line(texts: Sequence[Text]) -> list[Entry]:
+    """Distinct texts in order of arrival."""
     entries: dict[tuple[bytes, str | None], Entry] = {}
-    answers = []
-    for ids, options in texts:
-        key = ids.tobytes(), options.isolation_key
-        cap = options.max_num_instances
+    for text in texts:
+        key = text.ids.tobytes(), text.options.isolation_key
+        cap = text.options.max_num_instances
         entry = entries.get(key)
         if entry is None:
-            entry = entries[key] = Entry(ids, options.isolation_key, cap)
+            entry = entries[key] = Entry(text.ids, text.options.isolation_key, cap)
         elif cap is not None:
             before = entry.max_num_instances
             entry.max_num_instances = cap if before is None else min(before, cap)
-        answers.append(Answer())
-        entry.answers.append(answers[-1])
-    return list(entries.values()), answers
+        entry.texts.append(text)
+    return list(entries.values())
 
 
 def _without(waiting: Sequence[Entry], taken: Sequence[Entry]) -> list[Entry]:

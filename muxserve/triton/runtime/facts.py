@@ -55,12 +55,14 @@ class Tuning:
         latency_target_ms: what waits is to be drained within this; a wider N is taken when it
             would not be.
         max_groups: most groups of one forward.
+        max_waiting_texts: texts that one execution answers; what waits beyond is refused.
         warm_up_s: seconds after which measuring forward times at start gives way.
         threads: CPU threads of a forward; 0 for every core of the process.
     """
 
     latency_target_ms: float = 50.0
     max_groups: int = 32
+    max_waiting_texts: int = 512
     warm_up_s: float = 2.0
     threads: int = 0
 
@@ -75,6 +77,7 @@ class Tuning:
         for name, kind, least in (
             ("latency_target_ms", float, 0.001),
             ("max_groups", int, 1),
+            ("max_waiting_texts", int, 1),
             ("warm_up_s", float, 0.001),
             ("threads", int, 0),
         ):

@@ -12,11 +12,43 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-from muxserve.triton.runtime.batches import Answer, SlotFiller, activate
+from muxserve.triton.runtime.batches import SlotFiller, Text, activate
 from muxserve.triton.runtime.facts import Facts, Tuning
-from muxserve.triton.runtime.rows import Options, Refused, read_options, read_rows
+from muxserve.triton.runtime.rows import Refused, read_options, read_rows
 
 _INPUT = "input_ids"
+
+
+class Reply:
+    """The response to one request, sent as soon as it is there.
+
+    Triton before 24.07 takes responses only all together, when the execution ends.
+
+    Attributes:
+        texts: of the request; ``missing`` of them have no answer yet.
+        returned: what the execution gives back for the request; None where it is sent.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.texts: list[Text] = []
+        self.missing = 0
+        self.returned: Any = None
+        try:
+            self._sender = request.get_response_sender()
+        except pb_utils.TritonModelException:
+            self._sender = None
+
+    def send(self, response: Any) -> None:
+        """Answer the request."""
+        if self._sender is None:
+            self.returned = response
+        else:
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def refuse(self, message: str, code: int) -> None:
+        """Answer the request with an error."""
+        self.send(_error(message, code))
 
 
 class TritonPythonModel:
@@ -29,7 +61,7 @@ class TritonPythonModel:
         given = {
             name: value["string_value"] for name, value in config.get("parameters", {}).items()
         }
-        tuning = Tuning.of_parameters(given)
+        self._tuning = tuning = Tuning.of_parameters(given)
         self._facts = Facts.read(folder)
         self._sessions = {
             n: _session(folder / graph_file(n), args, tuning.threads) for n in self._facts.widths
@@ -41,41 +73,52 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request; in Triton's order."""
-        parts: list[tuple[int, Refused | None]] = []
-        texts: list[tuple[np.ndarray, Options]] = []
-        for request in requests:
+        """Answer every request, each as soon as its last text is through."""
+        replies = [Reply(request) for request in requests]
+        owner: dict[int, Reply] = {}
+        texts: list[Text] = []
+        for reply in replies:
             try:
-                options = read_options(request.parameters(), self._facts.widths[0])
-                ids = pb_utils.get_input_tensor_by_name(request, _INPUT).as_numpy()
-                rows = read_rows(_INPUT, ids, self._facts)
+                reply.texts = self._read(reply.request)
             except Refused as error:
-                parts.append((0, error))
+                reply.refuse(str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
-            texts += [(row, options) for row in rows]
-            parts.append((len(rows), None))
-        answers = iter(self._filler.answer(texts))
-        responses = []
-        for (count, refused), request in zip(parts, requests, strict=True):
-            if refused is not None:
-                responses.append(_error(str(refused), pb_utils.TritonError.INVALID_ARG))
-            else:
-                wanted = request.requested_output_names()
-                responses.append(self._response([next(answers) for _ in range(count)], wanted))
-        return responses
+            most = self._tuning.max_waiting_texts
+            # A request alone is never too long: Triton has bounded it.
+            if texts and len(texts) + len(reply.texts) > most:
+                reply.refuse(
+                    f"the line is full: {most} texts wait; try again later",
+                    pb_utils.TritonError.UNAVAILABLE,
+                )
+                continue
+            texts += reply.texts
+            reply.missing = len(reply.texts)
+            owner.update((id(text), reply) for text in reply.texts)
+        for settled in self._filler.answer(texts):
+            for text in settled:
+                reply = owner[id(text)]
+                reply.missing -= 1
+                if not reply.missing:
+                    reply.send(self._response(reply.texts, reply.request.requested_output_names()))
+        return [reply.returned for reply in replies]
+
+    def _read(self, request: Any) -> list[Text]:
+        options = read_options(request.parameters(), self._facts.widths[0])
+        ids = pb_utils.get_input_tensor_by_name(request, _INPUT).as_numpy()
+        return [Text(row, options) for row in read_rows(_INPUT, ids, self._facts)]
 
     def _forward(self, n: int, ids: np.ndarray) -> np.ndarray:
         (logits,) = self._sessions[n].run(["logits"], {_INPUT: ids})
         return np.asarray(logits)
 
-    def _response(self, answers: list[Answer], wanted: list[str]) -> Any:
-        for row, answer in enumerate(answers):
-            if answer.failure is not None:
-                return _error(f"{_INPUT}[{row}]: {answer.failure}", pb_utils.TritonError.INTERNAL)
-        logits = self._stack([answer.logits for answer in answers if answer.logits is not None])
+    def _response(self, texts: list[Text], wanted: list[str]) -> Any:
+        for row, text in enumerate(texts):
+            if text.failure is not None:
+                return _error(f"{_INPUT}[{row}]: {text.failure}", pb_utils.TritonError.INTERNAL)
+        logits = self._stack([text.logits for text in texts if text.logits is not None])
         outputs = {
             "logits": logits,
-            "num_instances": np.array([[one.num_instances] for one in answers], dtype=np.int32),
+            "num_instances": np.array([[one.num_instances] for one in texts], dtype=np.int32),
         }
         if not self._facts.of_tokens and "scores" in wanted:
             outputs["scores"] = activate(logits, self._facts.problem_type).astype(np.float32)
