@@ -79,6 +79,13 @@ class TritonServer:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        if self._process is None:
+            raise TritonFailed("tritonserver was not started")
+        return self._process.pid
+
     def log(self) -> str:
         """What the server said so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""

@@ -98,6 +98,7 @@ class TritonModel:
         self._of_tokens = family.spec.of_tokens
         self._client: InferenceServerClient | None = None
         self._served: _Served | None = None
+        self._process_died = False
         self._why = "it was not reached yet"
         self._alive = asyncio.Event()
         self._looking_since_s = 0.0
@@ -139,10 +140,19 @@ class TritonModel:
 
     async def ready(self) -> bool:
         """Whether the model would answer now."""
-        if await self._probe():
+        if await self._probe() and await self._model_process_lives():
             return True
         self._lose()
         return False
+
+    async def _model_process_lives(self) -> bool:
+        """Triton calls a model ready whose process has died; so, after such a failure, ask it."""
+        if self._process_died and self._served is not None:
+            try:
+                await self._infer(self._served, [np.array([self._served.pad_id + 1])], {}, None)
+            except (_Unreachable, MuxserveError):
+                return False
+        return True
 
     async def stats(self) -> dict[str, Any]:
         """Counters of the model in Triton, and of this client."""
@@ -211,7 +221,9 @@ class TritonModel:
                 log.warning("a call of Triton at %s failed: %s", self.url, error)
                 self._lose(str(error))
         self.counters.unreachable += len(texts)
-        raise NotReady(f"Triton at {self.url} failed twice over these texts; try again later")
+        raise NotReady(
+            f"Triton at {self.url} failed twice over these texts ({self._why}); try again later"
+        )
 
     async def _infer(
         self,
@@ -250,6 +262,7 @@ class TritonModel:
             )
         except InferenceServerException as error:
             raise await self._meaning(error, deadline_s) from error
+        self._process_died = False
         logits = result.as_numpy("logits")
         widths = [[served.fixed_width]] * len(texts)
         if "num_instances" in served.outputs:
@@ -271,8 +284,9 @@ class TritonModel:
             # It is there and took no more: too many texts wait.
             self.counters.refused += 1
             return Overloaded(f"Triton refused the texts ({message}); try again later")
-        if status in ("UNAVAILABLE", "NOT_FOUND") or "tub process" in message:
-            # "Stub process" is what Triton calls the process of a Python model; it restarts it.
+        # "Stub process" is what Triton calls the process of a Python model.
+        self._process_died = "tub process" in message
+        if status in ("UNAVAILABLE", "NOT_FOUND") or self._process_died:
             return _Unreachable(message)
         if status == "DEADLINE_EXCEEDED":
             self._lose(message)
