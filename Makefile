@@ -38,15 +38,15 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 	$(BIN)/serve run deployments.sentiment:app $(ARGS)
 
 .PHONY: test
-test: .venv/.installed  ## Run the tests
-	$(BIN)/pytest $(ARGS)
+test: .venv/.installed  ## Run the tests, but for those that start a Triton server
+	$(BIN)/pytest -m 'not triton' $(ARGS)
 
 .PHONY: test-triton
 test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server
 	$(BIN)/pytest -m triton $(ARGS)
 
 .PHONY: triton-server
-triton-server: .cache/triton-server/.installed  ## Make an environment with a real tritonserver in it
+triton-server: .cache/triton-server/.installed  ## Install a real Triton server under .cache
 
 .PHONY: lint
 lint: .venv/.installed  ## Check style, format and types

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -49,9 +49,20 @@ async def closed_loop(
     clients: int = 64,
     warm_up_s: float = 2.0,
     seconds: float = 10.0,
+    path: str = "/predict",
+    body: Callable[[str], object] = lambda text: {"inputs": text},
 ) -> LoadResult:
-    """Send texts to ``/predict``, one per request, from ``clients`` connections."""
-    requests = [_request(host, port, text) for text in texts]
+    """Send texts, one per request, from ``clients`` connections.
+
+    Args:
+        host, port: of the server.
+        texts: shared out among the clients.
+        clients: connections, each with one request under way.
+        warm_up_s, seconds: what is answered after the first and within the second counts.
+        path: where texts are taken.
+        body: what is sent for a text, as JSON.
+    """
+    requests = [_request(host, port, path, body(text)) for text in texts]
     start = time.perf_counter() + warm_up_s
     end = start + seconds
     result = LoadResult(seconds)
@@ -64,10 +75,10 @@ async def closed_loop(
     return result
 
 
-def _request(host: str, port: int, text: str) -> bytes:
-    body = json.dumps({"inputs": text}).encode()
+def _request(host: str, port: int, path: str, content: object) -> bytes:
+    body = json.dumps(content).encode()
     head = (
-        f"POST /predict HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: {host}:{port}\r\ncontent-type: application/json\r\n"
         f"content-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

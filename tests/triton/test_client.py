@@ -115,7 +115,9 @@ def test_a_text_that_triton_refuses_fails_alone(server, family):
 
     async def conversation(model: TritonModel) -> None:
         outcomes = await model.predict(asked)
-        assert [isinstance(one, Prediction) for one in outcomes] == [True] * 4 + [False] + [True] * 4
+        assert [isinstance(one, Prediction) for one in outcomes] == [True] * 4 + [False] + [
+            True
+        ] * 4
         assert isinstance(outcomes[4], InvalidInput)
         assert "is 9999" in outcomes[4].message
 

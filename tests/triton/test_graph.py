@@ -62,7 +62,9 @@ def engine_logits(family: Family, n: int, ids: np.ndarray) -> np.ndarray:
         family.models, pad_id=family.pad_id, padded_length=family.padded_length, threads=1
     )
     logits = executor.run(n, [rows[i] for i in slots])
-    found = [logits[[s for s, i in enumerate(slots) if i == row]].mean(0) for row in range(len(rows))]
+    found = [
+        logits[[s for s, i in enumerate(slots) if i == row]].mean(0) for row in range(len(rows))
+    ]
     return np.stack(found)
 
 

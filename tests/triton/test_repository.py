@@ -111,7 +111,8 @@ from muxserve.triton.runtime.rows import Options
 folder = Path(sys.argv[1])
 facts = Facts.read(folder)
 sessions = {n: onnxruntime.InferenceSession(str(folder / f"n{n}.onnx")) for n in facts.widths}
-filler = SlotFiller(facts, Tuning(warm_up_s=0.1), lambda n, ids: sessions[n].run(None, {"input_ids": ids})[0])
+forward = lambda n, ids: sessions[n].run(None, {"input_ids": ids})[0]
+filler = SlotFiller(facts, Tuning(warm_up_s=0.1), forward)
 filler.warm_up()
 texts = [Text(numpy.array([2, 4 + i, 3]), Options()) for i in range(7)]
 list(filler.answer(texts))

@@ -68,6 +68,7 @@ def fronted(triton_environment, exported, tiny_family, tmp_path_factory) -> Iter
         finally:
             serve.shutdown()
             ray.shutdown()
+            triton.kill()  # it would wait for connections that are gone
             triton.stop()
 
 
