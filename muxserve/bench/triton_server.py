@@ -11,12 +11,14 @@ its own.
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -89,6 +91,16 @@ class TritonServer:
     def log(self) -> str:
         """What the server said so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def complaints(self) -> str:
+        """The lines of the log that say what is wrong; its end where none does."""
+        lines = self.log().splitlines()
+        wrong = [
+            line.strip()
+            for line in lines
+            if re.match(r"E\d{4} |error: ", line) or "UNAVAILABLE" in line
+        ]
+        return "\n".join(wrong[-20:] or lines[-20:])
 
     def start(self, *, wait: bool = True) -> Self:
         """Start the process and wait until every model is ready.
@@ -192,14 +204,14 @@ class TritonServer:
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             if not self.running:
-                raise TritonFailed(f"tritonserver ended:\n{self.log()[-4000:]}")
+                raise TritonFailed(f"tritonserver ended:\n{self.complaints()}")
             with contextlib.suppress(urllib.error.URLError, OSError):
                 url = f"http://{self.http}/v2/health/ready"
                 with urllib.request.urlopen(url, timeout=2) as response:
                     if response.status == 200:
                         return
             time.sleep(0.1)
-        raise TritonFailed(f"tritonserver is not ready after {START_S:g} s:\n{self.log()[-4000:]}")
+        raise TritonFailed(f"tritonserver is not ready after {START_S:g} s:\n{self.complaints()}")
 
     def _remove_shared_memory(self) -> None:
         for file in Path("/dev/shm").glob(f"{self._shared_memory}*"):
@@ -226,13 +238,19 @@ def main() -> None:
     options = parser.parse_args()
     if not options.repository.is_dir():
         sys.exit(f"error: {options.repository}: no such folder")
+    # Set here, because a shell's background process ignores SIGINT; and without a handler SIGTERM
+    # would leave the server running.
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     try:
         with TritonServer(
             options.repository, http_port=options.http_port, grpc_port=options.grpc_port
         ) as server:
             sys.stderr.write(f"ready: HTTP on {server.http}, gRPC on {server.grpc}\n")
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            while not stop.wait(0.5):
+                if not server.running:
+                    raise TritonFailed(f"tritonserver ended:\n{server.complaints()}")
     except TritonFailed as error:
         sys.exit(f"error: {error}")
 
