@@ -52,5 +52,5 @@ def test_a_server_that_is_not_installed_says_how(tmp_path):
 def test_a_server_that_does_not_start_says_why(triton_environment, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.pbtxt").write_text('name: "broken"\nmax_batch_sise: 4\n')
-    with pytest.raises(TritonFailed, match="max_batch_sise"):
+    with pytest.raises(TritonFailed, match="model directory .broken.: failed to read text proto"):
         TritonServer(tmp_path, environment=triton_environment).start()
