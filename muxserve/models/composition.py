@@ -140,7 +140,8 @@ class MuxPreTrainedModel(PreTrainedModel):
         ids, mask, length = input_ids, attention_mask, 0
         if prefix is not None:
             length = prefix.shape[1]
-            before = prefix.repeat(len(ids) // n, 1)
+            # Not len(): it would fix the number of texts in a graph that is traced.
+            before = prefix.repeat(ids.shape[0] // n, 1)
             ids = torch.cat([before, ids], dim=1)
             mask = torch.cat([torch.ones_like(before), mask], dim=1)
             if token_type_ids is not None:

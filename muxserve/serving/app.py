@@ -3,12 +3,13 @@
 A family that cannot be served fails here, before Ray deploys anything.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any, cast
 
 from ray import serve
 
-from muxserve.errors import FamilyError
+from muxserve.errors import FamilyError, InvalidInput
 from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_families
 from muxserve.serving.config import ReplicasConfig, ServeConfig
 from muxserve.serving.ingress import MuxIngress
@@ -32,6 +33,13 @@ def build_app(config: ServeConfig) -> serve.Application:
     ingress = {"max_ongoing_requests": config.ingress.max_ongoing_requests}
     if config.arrangement == "together":
         return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
+    if config.backend == "triton":
+        _check_triton_client()
+        # Triton runs the forwards, so what scales here is the ingress.
+        resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
+        return _deployment(
+            MuxIngress, config, **_scaling(config.replicas), **resources, **ingress
+        ).bind(config)
     replicas = _deployment(
         MuxReplica, config, **engines, max_ongoing_requests=config.replicas.max_ongoing_bundles
     )
@@ -71,6 +79,13 @@ def checked_family(config: ServeConfig) -> str:
     if config.family in shipped_families() and not (Path(config.family) / FAMILY_FILE).is_file():
         return config.family
     return str(folder.resolve())
+
+
+def _check_triton_client() -> None:
+    if importlib.util.find_spec("tritonclient") is None:
+        raise InvalidInput(
+            "backend 'triton' needs tritonclient: pip install 'muxserve[triton]'", field="backend"
+        )
 
 
 def _deployment(kind: type, config: ServeConfig, **options: Any) -> serve.Deployment:

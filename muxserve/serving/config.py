@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from muxserve.engine.config import EngineConfig
+from muxserve.triton.config import TritonConfig
 
 
 class LimitsConfig(BaseModel):
@@ -142,6 +143,11 @@ class ServeConfig(BaseModel):
         description="separate: an ingress process, and engine processes that scale by themselves; "
         "together: ingress and engine in one process.",
     )
+    backend: Literal["engine", "triton"] = Field(
+        "engine",
+        description="What runs the forwards. engine: ours; triton: a Triton server with an "
+        "exported model, for which 'replicas' scales the ingress.",
+    )
     access_log: bool = Field(
         False, description="Whether Ray logs every request of the ingress and the replicas."
     )
@@ -151,6 +157,25 @@ class ServeConfig(BaseModel):
     replicas: ReplicasConfig = Field(
         default_factory=ReplicasConfig, description="Engine processes."
     )
+    triton: TritonConfig = Field(
+        default_factory=TritonConfig, description="The Triton server, with backend 'triton'."
+    )
+
+    @model_validator(mode="after")
+    def _triton_has_no_engine_beside_it(self) -> "ServeConfig":
+        if self.backend != "triton":
+            return self
+        if self.arrangement == "together":
+            raise ValueError(
+                "backend 'triton' has no engine to put together with the ingress: leave out "
+                "arrangement, or take backend 'engine'"
+            )
+        if self.engine != EngineConfig():
+            raise ValueError(
+                "with backend 'triton' there is no engine to set: leave out engine.*; the model's "
+                "config.pbtxt has its settings"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

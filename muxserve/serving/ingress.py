@@ -41,7 +41,12 @@ class MuxIngress:
             self._listener = Listener(config.ingress.direct_host, config.ingress.direct_port)
         self._engine = None
         backend: Backend
-        if replicas is None:
+        if config.backend == "triton":
+            from muxserve.serving.triton import TritonReplicas  # needs the extra 'triton'
+
+            family = Family.load(config.family, widths=[])
+            backend = BundlingBackend(TritonReplicas(family, config.triton), config.ingress)
+        elif replicas is None:
             self._engine = load_engine(config.family, config.engine)
             family = self._engine.family
             backend = LocalBackend(self._engine)

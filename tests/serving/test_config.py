@@ -101,3 +101,24 @@ def test_the_yaml_file_has_settings_that_exist_and_stays_on_this_machine():
     assert content["http_options"]["host"] == "127.0.0.1"
     (application,) = content["applications"]
     SentimentConfig.model_validate(application["args"])
+
+
+def test_a_triton_server_is_named_by_dotted_keys():
+    config = ServeConfig.model_validate(
+        {"family": "sentiment", "backend": "triton", "triton.url": "triton:8001"}
+    )
+    assert (config.triton.url, config.triton.model) == ("triton:8001", None)
+    with pytest.raises(ValidationError, match="url"):
+        ServeConfig.model_validate({"family": "sentiment", "triton.url": "http://triton:8000"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"arrangement": "together"}, "no engine to put together"),
+        ({"engine.max_groups": 4}, "no engine to set"),
+    ],
+)
+def test_a_setting_that_triton_would_ignore_is_refused(setting, said):
+    with pytest.raises(ValidationError, match=said):
+        ServeConfig.model_validate({"family": "sentiment", "backend": "triton", **setting})

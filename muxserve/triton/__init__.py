@@ -1,0 +1,1 @@
+"""Families on NVIDIA Triton: export to a model repository, and a client of such models."""
