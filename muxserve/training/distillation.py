@@ -37,7 +37,7 @@ from muxserve.training.evaluation import (
 from muxserve.training.goals import at_words, teacher_goals
 from muxserve.training.multiplex import DistillSettings, distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
-from muxserve.training.student import cut_student, cut_tokenizer, without_retrieval_head
+from muxserve.training.student import cut_student, cut_tokenizer, spread, without_retrieval_head
 from muxserve.training.teacher import soft_labels, token_ids
 from muxserve.training.work import built_whole, check_empty, claimed
 
@@ -202,13 +202,6 @@ def build_student(
         label2id={name: index for index, name in enumerate(labels)},
     )
     return cut_student(encoder, config, layers, kept, task)
-
-
-def spread(count: int, available: int) -> list[int]:
-    """``count`` of ``available`` layers, the first and the last among them, spread evenly."""
-    if count == 1:
-        return [available - 1]
-    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
 
 
 def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -> None:

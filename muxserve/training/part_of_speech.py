@@ -29,8 +29,8 @@ from muxserve.training.student import cut_tokenizer
 from muxserve.training.tags import tagged_rows
 
 WIDTHS = [1, 2, 5]
-LAYERS = 4
-WORD_PIECES = 10_000
+LAYERS = 5
+WORD_PIECES = 8_000
 MAX_LENGTH = 128
 
 

@@ -118,6 +118,13 @@ def cut_student(
     return student
 
 
+def spread(count: int, available: int) -> list[int]:
+    """``count`` of ``available`` layers, the first and the last among them, spread evenly."""
+    if count == 1:
+        return [available - 1]
+    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
+
+
 def without_retrieval_head(model: Student) -> Student:
     """A copy for serving: the retrieval head takes part in training only."""
     config = type(model.config).from_dict({**model.config.to_dict(), "retrieval_head": False})

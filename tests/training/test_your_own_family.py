@@ -18,9 +18,10 @@ from transformers import (
 from muxserve import Engine
 from muxserve.engine.config import EngineConfig
 from muxserve.models.family import Family
-from muxserve.training.distillation import FamilyRecipe, build_student, distill_family, spread
+from muxserve.training.distillation import FamilyRecipe, build_student, distill_family
 from muxserve.training.multiplex import DistillSettings
 from muxserve.training.pretrained import plain_encoder
+from muxserve.training.student import spread
 from tests.conftest import program, tiny_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "your-own-family.md"
