@@ -268,14 +268,8 @@ def read_spec(folder: Path) -> FamilySpec:
 def write_spec(folder: Path, spec: FamilySpec) -> None:
     """Write ``family.json``, whole or not at all."""
     temporary = folder / f".{FAMILY_FILE}.tmp"
-    stored = spec.model_dump_json(indent=2, exclude_none=True) + "\n"
-    try:
-        temporary.write_text(stored, encoding="utf-8")
-        temporary.replace(folder / FAMILY_FILE)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        # Of a full disk the error itself names no file.
-        raise OSError(error.errno, error.strerror, str(folder / FAMILY_FILE)) from None
+    temporary.write_text(spec.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    temporary.replace(folder / FAMILY_FILE)
 
 
 def _wanted_members(spec: FamilySpec, widths: Sequence[int] | None, folder: Path) -> list[Member]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from muxserve.models.family import (
+    FAMILY_FILE,
     Family,
     FamilySpec,
     LengthQuality,
@@ -30,6 +32,7 @@ from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, encoded
 from muxserve.training.pretrained import Student
 from muxserve.training.tags import tagged_rows
 from muxserve.training.teacher import accuracy, token_ids
+from muxserve.training.work import unwritten
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +237,7 @@ def measure(
 
 
 def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path) -> None:
-    """Write measured figures into the ``family.json`` of a folder."""
+    """Write measured figures into the ``family.json`` of a folder; OSError, naming it, if full."""
     by_n = {one.num_instances: one for one in measured}
     for member in spec.members:
         if member.num_instances in by_n:
@@ -243,7 +246,12 @@ def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path)
             member.ensembled = by_n[member.num_instances].ensembled
             member.calibration_error = by_n[member.num_instances].calibration_error
             member.by_length = by_n[member.num_instances].by_length
-    write_spec(folder, spec)
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".") as building:
+            write_spec(Path(building), spec)
+            (Path(building) / FAMILY_FILE).replace(folder / FAMILY_FILE)
+    except OSError as error:
+        raise unwritten(folder / FAMILY_FILE, error) from None
 
 
 def _by_length(right: torch.Tensor, lengths: torch.Tensor) -> list[LengthQuality]:

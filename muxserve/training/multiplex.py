@@ -80,8 +80,10 @@ def distill(
     saved_at = time.monotonic()
     running: dict[str, float] = {}
     done, whole = first, True
-    progress = tqdm(range(settings.steps), desc="distil", unit="step", mininterval=2)
-    with Curves(state_file.parent / "tensorboard") as curves, progress:
+    with (
+        Curves(state_file.parent / "tensorboard") as curves,
+        tqdm(range(settings.steps), desc="distil", unit="step", mininterval=2) as progress,
+    ):
         try:
             for step in progress:
                 n = _width_of_step(wide, step, settings, rng)

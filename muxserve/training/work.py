@@ -81,7 +81,6 @@ def written_whole(file: Path) -> Iterator[Path]:
     except BaseException as error:
         # A full disk also fails here, where there may be no file.
         temporary.unlink(missing_ok=True)
-        # torch tells of a full disk as a RuntimeError.
         if isinstance(error, (OSError, SafetensorError, RuntimeError)):
             raise unwritten(file, error) from None
         raise
@@ -113,5 +112,6 @@ def unwritten(path: Path, error: BaseException) -> OSError:
     """What is told where ``path`` could not be written."""
     if isinstance(error, OSError) and error.strerror:
         return OSError(f"{path}: could not be written: {error.strerror}")
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return OSError(f"{path}: could not be written, is the disk full? ({why})")
+    # torch tells of a full disk by its own internals only.
+    told = "" if isinstance(error, RuntimeError) else f" ({error})"
+    return OSError(f"{path}: could not be written, is the disk full?{told}")

@@ -257,8 +257,9 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(folder, tmp_path, sta
             "row 2: column 'label' has no label",
         ),
         (
-            '{"text": "a", "label": "yes"}\n{"text": "b", "label": " "}',
-            "row 1: column 'label' has no label",
+            '{"text": "a", "label": "yes"}\n{"text": "b", "label": "no"}\n'
+            '{"text": "c", "label": " "}',
+            "row 2: column 'label' has no label",
         ),
         ("\n", "no rows"),
         ('{"text": "good", "label": "yes"}\nnonsense', "line 2: not JSON"),
