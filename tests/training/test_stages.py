@@ -11,7 +11,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraModel
+from typer.testing import CliRunner
 
+from muxserve.cli import app
 from muxserve.models.convert import convert
 from muxserve.models.family import Family
 from muxserve.training.recipe import StageRecipe
@@ -438,6 +440,20 @@ def test_the_documented_commands_make_a_family(folder, tmp_path):
             )
     spec = json.loads((tmp_path / "my-family" / "family.json").read_text())
     assert [member["num_instances"] for member in spec["members"]] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("stage", "has", "lacks"),
+    [
+        ("retrieval", ["--text-column"], ["--label-column", "--task", "--mask-share", "-coeff"]),
+        ("pretrain", ["--mask-share", "--generator"], ["--label-column", "--tags-column"]),
+        ("finetune", ["--label-column", "--task"], ["--mask-share", "--generator"]),
+    ],
+)
+def test_a_stage_offers_the_flags_that_apply_to_it(stage, has, lacks):
+    told = CliRunner().invoke(app, ["train", stage, "--help"]).stdout
+    assert all(flag in told for flag in has)
+    assert not any(flag in told for flag in lacks)
 
 
 @pytest.mark.parametrize(
