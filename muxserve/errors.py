@@ -92,3 +92,14 @@ class FamilyError(MuxserveError, ValueError):
     """A family or checkpoint cannot be read or served; the message names the file and the field."""
 
     code = "bad_family"
+
+
+def one_line(error: Exception) -> str:
+    """What a user is told of an error, in one line: the file or field at fault, and why."""
+    message = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    elif hasattr(error, "errors") and callable(error.errors):  # pydantic's ValidationError
+        first = error.errors()[0]
+        message = f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"
+    return " ".join(message.split())

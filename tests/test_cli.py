@@ -186,6 +186,15 @@ def test_evaluate_measures_and_writes_on_request(family, tmp_path):
     assert all(member["quality"]["examples"] == 18 for member in members)
     assert all(member["quality"]["dataset"] == "test.csv" for member in members)
 
+    # Another figure than the stated one is told, and does not replace it.
+    stated = json.loads((family / "family.json").read_text())
+    stated["members"][0]["flip_rate"] = 0.5
+    (family / "family.json").write_text(json.dumps(stated))
+    done = muxserve("evaluate", str(family), *options, "--write", "--check")
+    assert done.returncode == 2
+    assert "N=1: flip rate is 0.0000, the family states 0.5000" in done.stderr
+    assert json.loads((family / "family.json").read_text()) == stated
+
     data.write_text("text,label\ngood,great\n")
     wrong = muxserve("evaluate", str(family), "--data", str(data))
     assert wrong.returncode == 2

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from muxserve import __version__
-from muxserve.errors import MuxserveError
+from muxserve.errors import MuxserveError, one_line
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
@@ -52,13 +52,7 @@ def told_in_one_line() -> Iterator[None]:
 
 
 def _fail(error: Exception) -> NoReturn:
-    message = str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        message = f"{error.filename}: {error.strerror}"
-    elif hasattr(error, "errors") and callable(error.errors):  # pydantic's ValidationError
-        first = error.errors()[0]
-        message = f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {one_line(error)}", err=True)
     raise typer.Exit(EXIT_MISTAKE) from None
 
 

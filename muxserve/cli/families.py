@@ -64,7 +64,8 @@ def evaluate(
     data: Annotated[
         Path,
         typer.Option(
-            help="CSV (with a header) or JSONL of labelled texts; JSONL where words are labelled."
+            help="CSV (with a header), JSONL or Parquet of labelled texts; JSONL or Parquet where "
+            "words are labelled."
         ),
     ],
     text_column: Annotated[
@@ -88,12 +89,14 @@ def evaluate(
     check: Annotated[
         bool,
         typer.Option(
-            "--check", help="Fail where a figure is not what family.json states, within its spread."
+            "--check",
+            help="Fail where a figure is not what family.json states, within 0.2 points; with "
+            "--write, before anything is written.",
         ),
     ] = False,
     figure: Annotated[
         Path | None,
-        typer.Option(help="Draw quality against offline throughput into this .svg or .png."),
+        typer.Option(help="Draw quality against offline throughput: .svg, .png or .pdf."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -132,14 +135,14 @@ def evaluate(
         loaded, texts, dataset or data.name, groupings=groupings, progress=sys.stderr.isatty()
     )
     print_measured(measured, as_json=as_json)
+    if check and (found := deviations(spec, measured)):
+        raise MuxserveError(f"{folder / 'family.json'}: {'; '.join(found)}")
     if write:
         store_measured(loaded.spec, measured, folder)
         typer.echo(f"written to {folder / 'family.json'}", err=True)
     if figure is not None:
         _draw(loaded, measured, texts.texts, figure)
         typer.echo(f"drawn to {figure}", err=True)
-    if check and (found := deviations(spec, measured)):
-        raise MuxserveError(f"{folder / 'family.json'}: {'; '.join(found)}")
 
 
 def _draw(

@@ -7,6 +7,9 @@ from typing import Any, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
+
+_WIDTHS = "--num-instances"
 
 
 def flags_of(
@@ -52,6 +55,26 @@ def _help(field: FieldInfo) -> str:
     if field.is_required() or field.default is None or field.default is False:
         return text
     return f"{text.removesuffix('.')}; default {field.default}."
+
+
+class SeveralWidths(TyperCommand):
+    """A command whose option ``--num-instances`` takes every number that follows it.
+
+    A number elsewhere is no N.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give the parser each of the numbers as an option of its own."""
+        given: list[str] = []
+        taking = False
+        for place, one in enumerate(args):
+            is_first = taking and args[place - 1] == _WIDTHS
+            if taking and not is_first and one.isdecimal():
+                given.append(_WIDTHS)
+            elif not is_first:
+                taking = one == _WIDTHS or one.startswith(f"{_WIDTHS}=")
+            given.append(one)
+        return super().parse_args(ctx, given)
 
 
 def _optional(annotation: Any) -> Any:

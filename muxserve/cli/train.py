@@ -1,10 +1,6 @@
 """``muxserve train``: a family from a classifier and texts, and the stages of the paper."""
 
 import json
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +8,10 @@ import typer
 
 from muxserve.cli.app import JsonOption, app, table, told_in_one_line
 from muxserve.cli.families import print_measured
-from muxserve.cli.flags import flags_of
+from muxserve.cli.flags import SeveralWidths, flags_of
 from muxserve.errors import InvalidInput
-from muxserve.training.recipe import Stage, StageRecipe
+from muxserve.training.program import logged_plainly
+from muxserve.training.recipe import DistillSettings, FamilyRecipe, Stage, StageRecipe
 
 train = typer.Typer(
     help="Train a family.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -27,49 +24,43 @@ def _root() -> None:
     pass
 
 
-@train.command()
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML file with any of the settings below; flags win.")
+]
+#: Fields of a family's recipe whose flags are not made from them alone.
+_BY_HAND = frozenset({"num_instances", "labels", "distill"})
+_FOR_LABELS = frozenset(
+    {"task", "label_column", "pair_column", "words_column", "tags_column", "stage"}
+)
+_FOR_MASKING = frozenset({"mask_share", "generator"})
+_WEIGHTS_OF_LOSSES = frozenset({"retrieval_loss_coeff", "task_loss_coeff"})
+
+
+@train.command(cls=SeveralWidths)
 @told_in_one_line()
+@flags_of(DistillSettings)
+@flags_of(FamilyRecipe, leave_out=_BY_HAND)
 def distill(
-    more: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML file with any of the settings below, and `distill` for the rest."),
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="The classifier: a folder, or a model's name on the hub.")
-    ] = None,
-    texts: Annotated[
-        Path | None,
-        typer.Option(help="Texts like those to be served: .txt, .csv, .jsonl or .parquet."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the new family.")] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="Folder for the stages; by default OUT.work.")
-    ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="Column of the texts, where there are columns.")
+        typer.Option(
+            help="YAML file with any of the settings below; those from --steps on under `distill`."
+        ),
     ] = None,
     num_instances: Annotated[
         list[int] | None,
         typer.Option(metavar="N...", help="Every N to serve, 1 among them; default 1 2 5 10."),
     ] = None,
-    layers: Annotated[
-        int | None, typer.Option(help="Layers of the student; by default the teacher's.")
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the teacher's labels, where it has none, in the order of its logits, "
+            "with commas between."
+        ),
     ] = None,
-    word_pieces: Annotated[
-        int | None, typer.Option(help="Keep only the most frequent word pieces; by default all.")
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of a text; 128.")] = None,
-    held_out: Annotated[
-        int | None, typer.Option(help="Texts measured on, not trained on; 1000.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the distillation; 3000.")] = None,
-    groups: Annotated[int | None, typer.Option(help="Groups in a step; 32.")] = None,
-    bf16: Annotated[
-        bool | None, typer.Option(help="Matrix products in bfloat16, where the machine is fast.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn; 0.")] = None,
     as_json: JsonOption = False,
+    **flags: Any,
 ) -> None:
     """Make a family from a Hugging Face classifier and texts without labels.
 
@@ -84,45 +75,29 @@ def distill(
         --num-instances 1 2 5 --layers 4 --steps 5000 --out family/
       muxserve train distill --config recipe.yaml
     """
-    if more and not num_instances:
+    if more:
         raise InvalidInput(f"unexpected argument {more[0]}")
-    given = {
-        "teacher": teacher,
-        "texts": texts,
-        "out": out,
-        "work": work,
-        "text_column": text_column,
-        # `--num-instances 1 2 5`: the first belongs to the option, the others follow it.
-        "num_instances": [*num_instances, *(more or [])] if num_instances else None,
-        "layers": layers,
-        "word_pieces": word_pieces,
-        "max_length": max_length,
-        "held_out": held_out,
-    }
     settings = _read_settings(config) if config else {}
-    settings |= {key: value for key, value in given.items() if value is not None}
-    nested = {"steps": steps, "groups": groups, "bf16": bf16, "seed": seed}
-    changed = {key: value for key, value in nested.items() if value is not None}
-    settings["distill"] = {**settings.get("distill", {}), **changed}
-
-    from muxserve.training.distillation import FamilyRecipe, distill_family
-
+    nested = settings.get("distill", {})
+    if not isinstance(nested, dict):
+        raise InvalidInput(f"{config}: distill: expected settings as `key: value` lines")
+    given = {**flags, "num_instances": num_instances or None, "labels": labels}
+    given = {key: value for key, value in given.items() if value is not None}
+    of_steps = {key: given.pop(key) for key in DistillSettings.model_fields if key in given}
+    settings = {**settings, **given, "distill": {**nested, **of_steps}}
     recipe = FamilyRecipe.model_validate(settings)
-    with _logged_plainly():
+
+    from muxserve.training.distillation import distill_family
+
+    with logged_plainly():
         measured = distill_family(recipe)
     print_measured(measured, as_json=as_json)
     typer.echo(f"written to {recipe.out}; next: muxserve serve --family {recipe.out}", err=True)
 
 
-_STAGE_FLAGS = flags_of(StageRecipe, leave_out=frozenset({"stage"}))
-ConfigOption = Annotated[
-    Path | None, typer.Option(help="YAML file with any of the settings below; flags win.")
-]
-
-
 @train.command()
 @told_in_one_line()
-@_STAGE_FLAGS
+@flags_of(StageRecipe, leave_out=_FOR_LABELS | _FOR_MASKING | _WEIGHTS_OF_LOSSES)
 def retrieval(config: ConfigOption = None, as_json: JsonOption = False, **flags: Any) -> None:
     """Warm a MUX-PLM up: name the token that each slot holds (stage 1 of the paper).
 
@@ -140,7 +115,7 @@ def retrieval(config: ConfigOption = None, as_json: JsonOption = False, **flags:
 
 @train.command()
 @told_in_one_line()
-@_STAGE_FLAGS
+@flags_of(StageRecipe, leave_out=_FOR_LABELS)
 def pretrain(config: ConfigOption = None, as_json: JsonOption = False, **flags: Any) -> None:
     """Pre-train a MUX-PLM (stage 2): masked words for BERT, replaced words for ELECTRA.
 
@@ -154,7 +129,7 @@ def pretrain(config: ConfigOption = None, as_json: JsonOption = False, **flags: 
 
 @train.command()
 @told_in_one_line()
-@_STAGE_FLAGS
+@flags_of(StageRecipe, leave_out=_FOR_MASKING | {"stage"})
 def finetune(config: ConfigOption = None, as_json: JsonOption = False, **flags: Any) -> None:
     """Fine-tune a MUX-PLM on labelled texts or words (stage 3); at N=1 a plain model.
 
@@ -187,7 +162,7 @@ def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str
             f"the stages need the package {error.name}: pip install 'muxserve[training]'"
         ) from None
 
-    with _logged_plainly():
+    with logged_plainly():
         measured = run_stage(recipe)
     if as_json:
         typer.echo(json.dumps(measured))
@@ -201,26 +176,13 @@ def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str
     typer.echo(f"written to {recipe.out}; next: {after[stage]}", err=True)
 
 
-@contextmanager
-def _logged_plainly() -> Iterator[None]:
-    """Our lines with the time, above a bar; of the libraries, only what went wrong."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
-    disable_progress_bar()
-    set_verbosity_error()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    for library in ("httpx", "huggingface_hub", "accelerate", "datasets"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    with logging_redirect_tqdm():
-        yield
-
-
 def _read_settings(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{file}: not UTF-8 (byte {error.start})") from None
     except yaml.YAMLError as error:
         raise InvalidInput(f"{file}: not YAML: {error}") from None
     if not isinstance(settings, dict):

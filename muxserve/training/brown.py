@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 from muxserve.training.data import TaggedTexts, checksum
+from muxserve.training.program import run
 
 Split = Literal["train", "dev", "test"]
 
@@ -128,4 +129,4 @@ def write_test_file(
 
 
 if __name__ == "__main__":
-    typer.run(write_test_file)
+    run(write_test_file)

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 #: What the rows of a corpus are used as.
 Use = Literal["sequence-classification", "token-classification", "plain"]
+#: The split that is measured on where none is named.
+USUAL_SPLIT = "validation"
 _FORMATS = ".csv, .jsonl, .parquet or .txt"
 
 
@@ -36,10 +38,10 @@ def load_corpus(corpus: Corpus, use: Use, seed: int) -> "tuple[Dataset, Dataset]
     train = _split(trained, corpus.train_split, corpus.data)
     if corpus.eval_data is not None:
         measured = _load(corpus.eval_data, corpus)
-        one_file = list(measured) == ["train"]
-        held = _split(measured, "train" if one_file else corpus.eval_split, corpus.eval_data)
-    elif corpus.eval_split in trained:
-        held = trained[corpus.eval_split]
+        usual = "train" if list(measured) == ["train"] else USUAL_SPLIT
+        held = _split(measured, corpus.eval_split or usual, corpus.eval_data)
+    elif corpus.eval_split is not None or USUAL_SPLIT in trained:
+        held = _split(trained, corpus.eval_split or USUAL_SPLIT, corpus.data)
     else:
         if len(train) < 2:
             raise ValueError(f"{corpus.data}: {len(train)} rows are too few to hold some out")
@@ -48,6 +50,16 @@ def load_corpus(corpus: Corpus, use: Use, seed: int) -> "tuple[Dataset, Dataset]
     return _checked(train, corpus.data, corpus, use), _checked(
         held, corpus.eval_data or corpus.data, corpus, use
     )
+
+
+def used_columns(corpus: Corpus, use: Use) -> list[str]:
+    """The columns of a corpus that a use reads, the one with the labels last."""
+    if use == "plain":
+        return [corpus.text_column]
+    if use == "token-classification":
+        return [corpus.words_column, corpus.tags_column]
+    pair = [corpus.pair_column] if corpus.pair_column else []
+    return [corpus.text_column, *pair, corpus.label_column]
 
 
 def label_names(train: "Dataset", column: str) -> list[str] | None:
@@ -60,7 +72,7 @@ def label_names(train: "Dataset", column: str) -> list[str] | None:
     for value in _values(train, column):
         for one in value if isinstance(value, list) else [value]:
             numbers = numbers and isinstance(one, float)
-            if one is not None:
+            if not _is_missing(one):
                 found.add(str(one))
     return None if numbers else sorted(found)
 
@@ -79,7 +91,7 @@ def class_ids(part: "Dataset", column: str, names: Sequence[str]) -> list[Any]:
     def class_id(value: Any, row: int) -> int:
         if own is not None and isinstance(value, int):
             value = own[value] if 0 <= value < len(own) else None
-        if value is None:
+        if _is_missing(value):
             raise ValueError(f"row {row}: column {column!r} has no label")
         if str(value) not in number:
             raise ValueError(
@@ -108,6 +120,10 @@ def numbers(part: "Dataset", column: str) -> list[float]:
 def _values(part: "Dataset", column: str) -> Iterator[Any]:
     for batch in part.select_columns(column).iter(batch_size=1000):
         yield from batch[column]
+
+
+def _is_missing(label: object) -> bool:
+    return label is None or not str(label).strip()
 
 
 def _inner(part: "Dataset", column: str) -> Any:
@@ -146,6 +162,8 @@ def _read_file(path: Path, corpus: Corpus) -> "Dataset":
         return read_parquet(path)
     try:
         rows = [row for _, row in read_rows(path, _FORMATS)]
+        if not rows:
+            raise ValueError(f"{path}: no rows")
         return datasets.Dataset.from_list(rows)
     except (ValueError, OSError):
         raise
@@ -161,13 +179,7 @@ def _split(data: "DatasetDict", split: str, source: str) -> "Dataset":
 
 
 def _checked(part: "Dataset", source: str, corpus: Corpus, use: Use) -> "Dataset":
-    texts = [corpus.text_column] + ([corpus.pair_column] if corpus.pair_column else [])
-    columns = {
-        "sequence-classification": [*texts, corpus.label_column],
-        "token-classification": [corpus.words_column, corpus.tags_column],
-        "plain": [corpus.text_column],
-    }[use]
-    for column in columns:
+    for column in used_columns(corpus, use):
         if column not in part.column_names:
             raise ValueError(
                 f"{source}: no column {column!r}; columns: {', '.join(part.column_names)}"
@@ -179,7 +191,7 @@ def _checked(part: "Dataset", source: str, corpus: Corpus, use: Use) -> "Dataset
     if use == "token-classification":
         _check_words(part, source, corpus)
         return part
-    for column in texts:
+    for column in used_columns(corpus, use)[:-1]:
         for row, text in enumerate(_values(part, column)):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{source}, row {row}: column {column!r} has no text")

@@ -4,7 +4,7 @@ import csv
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,8 +60,8 @@ def read_labelled(
     texts: list[str] = []
     classes: list[int] = []
     for line, row in read_rows(path):
-        text = _column(path, line, row, text_column, empty="the text is empty")
-        label = _column(path, line, row, label_column, empty="the label is empty")
+        text = _text(path, line, row, text_column)
+        label = _label(path, line, row, label_column)
         if label not in ids:
             raise ValueError(
                 f"{path}, line {line}: unknown label {label!r}; known: {', '.join(labels)}"
@@ -124,7 +124,7 @@ def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
         texts = [line for line in lines if line.strip()]
     else:
         texts = [
-            _column(path, line, row, text_column, empty="the text is empty")
+            _text(path, line, row, text_column)
             for line, row in read_rows(path, ".txt, .csv, .jsonl or .parquet")
         ]
     if not texts:
@@ -133,16 +133,28 @@ def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
 
 
 def _value(path: Path, line: int, row: dict[str, object], column: str) -> object:
-    if row.get(column) is None:
+    if column not in row:
         found = ", ".join(map(str, row)) or "none"
         raise ValueError(f"{path}, line {line}: no column {column!r}; columns: {found}")
+    if row[column] is None:
+        raise ValueError(f"{path}, line {line}: column {column!r} has no value")
     return row[column]
 
 
-def _column(path: Path, line: int, row: dict[str, object], column: str, *, empty: str) -> str:
+def _text(path: Path, line: int, row: dict[str, object], column: str) -> str:
+    value = _value(path, line, row, column)
+    if not isinstance(value, str):
+        raise ValueError(f"{path}, line {line}: column {column!r} is no text: {value!r}")
+    if not value.strip():
+        raise ValueError(f"{path}, line {line}: the text is empty")
+    return value
+
+
+def _label(path: Path, line: int, row: dict[str, object], column: str) -> str:
+    """A label's name, which files of JSON and Parquet may also have as a number."""
     value = str(_value(path, line, row, column))
     if not value.strip():
-        raise ValueError(f"{path}, line {line}: {empty}")
+        raise ValueError(f"{path}, line {line}: the label is empty")
     return value
 
 
@@ -160,30 +172,52 @@ def read_rows(
 ) -> Iterator[tuple[int, dict[str, object]]]:
     """Line number and columns of each row of a CSV (with a header), JSONL or Parquet file.
 
+    A cell that a row of a CSV file lacks is None.
+
     Raises:
         ValueError: naming the file and line, for what is not of that format or not UTF-8.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        # With a mark of the byte order, as spreadsheets write it, or without.
+        with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
-                for line, raw in enumerate(file, 1):
-                    try:
-                        row = json.loads(raw)
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{path}, line {line}: not JSON: {error}") from None
-                    if not isinstance(row, dict):
-                        raise ValueError(f"{path}, line {line}: not a JSON object")
-                    yield line, row
+                yield from _json_lines(path, file)
             elif path.suffix == ".parquet":
                 yield from enumerate(read_parquet(path))
             elif path.suffix == ".csv":
                 reader = csv.DictReader(file)
                 for row in reader:
+                    if None in row:
+                        columns = len(reader.fieldnames or ())
+                        raise ValueError(
+                            f"{path}, line {reader.line_num}: more cells than the header's "
+                            f"{columns}; a text with a comma needs quotes"
+                        )
                     yield reader.line_num, dict(row)
             else:
                 raise ValueError(f"{path}: expected a {formats} file")
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
+
+
+def _json_lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
+    """Rows of a JSONL file, in which blank lines may stand only at the end."""
+    blank: int | None = None
+    for line, raw in enumerate(file, 1):
+        if not raw.strip():
+            blank = blank or line
+            continue
+        if blank is not None:
+            raise ValueError(f"{path}, line {blank}: the line is blank")
+        try:
+            row = json.loads(raw)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {line}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {line}: not a JSON object")
+        yield line, row
 
 
 def read_parquet(path: Path) -> "Dataset":

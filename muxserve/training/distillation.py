@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from muxserve.models.convert import (
@@ -26,6 +23,7 @@ from muxserve.models.convert import (
     task_of,
 )
 from muxserve.models.family import Family, FamilySpec, Member, Task, write_spec
+from muxserve.training import contents
 from muxserve.training.data import checksum, read_texts
 from muxserve.training.evaluation import (
     Measured,
@@ -35,18 +33,17 @@ from muxserve.training.evaluation import (
     watch,
 )
 from muxserve.training.goals import at_words, teacher_goals
-from muxserve.training.multiplex import DistillSettings, distill
+from muxserve.training.multiplex import distill
 from muxserve.training.pretrained import PlainEncoder, Student, plain_encoder
-from muxserve.training.student import cut_student, cut_tokenizer, without_retrieval_head
-from muxserve.training.teacher import soft_labels, token_ids
+from muxserve.training.recipe import MOST_TOKENS, FamilyRecipe
+from muxserve.training.student import cut_student, cut_tokenizer, spread, without_retrieval_head
+from muxserve.training.teacher import kept_soft_labels, token_ids
 from muxserve.training.work import built_whole, check_empty, claimed
 
 #: What a family made without labels is measured by.
 AGREEMENT = "agreement with the teacher"
 #: Folder of the one set of weights that serves every N, in the family's.
 WEIGHTS = "weights"
-#: Texts whose soft labels are kept together: what a run that is stopped loses at most.
-SOFT_LABEL_PART = 1024
 #: Every distilled student: what docs/training.md found to work.
 NETWORK: dict[str, Any] = {
     "plain_single": True,
@@ -61,41 +58,6 @@ NETWORK: dict[str, Any] = {
 }
 
 
-class FamilyRecipe(BaseModel):
-    """A family distilled from a classifier; one run of ``muxserve train distill``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    teacher: str = Field(description="The classifier: a folder, or a model's name on the hub.")
-    texts: Path = Field(
-        description="Texts like those to be served: .txt, .csv, .jsonl or .parquet."
-    )
-    out: Path = Field(description="Folder of the new family.")
-    work: Path | None = Field(None, description="Folder for the stages; by default OUT.work.")
-    text_column: str = Field("text", description="Column of the texts, where there are columns.")
-    num_instances: list[int] = Field([1, 2, 5, 10], description="Every N to serve, 1 among them.")
-    layers: int | None = Field(None, ge=1, description="Layers of the student; all by default.")
-    word_pieces: int | None = Field(
-        None, ge=100, description="Keep only the most frequent word pieces; all by default."
-    )
-    max_length: int = Field(128, ge=8, description="Most tokens of a text.")
-    held_out: int = Field(1000, ge=10, description="Texts that are measured on, not trained on.")
-    distill: DistillSettings = Field(default_factory=DistillSettings)
-
-    @field_validator("num_instances")
-    @classmethod
-    def _with_one(cls, widths: list[int]) -> list[int]:
-        widths = sorted(set(widths))
-        if widths[0] != 1 or len(widths) < 2:
-            raise ValueError("1 must be among them, and a wider one: the wider N learn from N=1")
-        return widths
-
-    @property
-    def work_folder(self) -> Path:
-        """Where the stages are kept."""
-        return self.work or self.out.with_name(f"{self.out.name}.work")
-
-
 def distill_family(recipe: FamilyRecipe) -> list[Measured]:
     """Run a recipe, or go on with it; the measured members of the family that it made.
 
@@ -103,25 +65,27 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
         ValueError: for texts that cannot be read or are too few, a work folder of another recipe,
             or settings that do not fit the teacher.
         FamilyError: for a teacher that cannot be read.
+        OSError: naming the file, where something cannot be written.
     """
     check_empty(recipe.out)
     texts = read_texts(recipe.texts, text_column=recipe.text_column)
     folder = fetch(recipe.teacher, ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fastest_device()
     teacher = plain_classifier(folder, read_config(folder))
-    teacher.to(device)  # type: ignore[arg-type]
-    labels = label_names(teacher, None, folder)
+    labels = label_names(teacher, recipe.labels, folder)
     task = _task(teacher)
     if problem_type(teacher) != "single_label_classification":
         raise ValueError(f"{folder}: only teachers with one label per text or token are covered")
     tokenizer = read_tokenizer(str(folder), teacher)
     encoder = plain_encoder(teacher)
     _check_fit(recipe, encoder, len(texts))
+    max_length = recipe.max_length or min(MOST_TOKENS, encoder.sizes["max_position_embeddings"])
     work = recipe.work_folder
-    with claimed(work, _settings(recipe, texts)):
-        logits = _soft_labels(work, teacher, tokenizer, texts, recipe.max_length)
+    with claimed(work, _settings(recipe, texts, teacher, labels, tokenizer)):
+        teacher.to(device)  # type: ignore[arg-type]
+        logits = kept_soft_labels(work, teacher, tokenizer, texts, max_length=max_length)
         if task == "token-classification":
-            logits = at_words(logits, tokenizer, texts, recipe.max_length)
+            logits = at_words(logits, tokenizer, texts, max_length)
         kept = list(range(int(encoder.sizes["vocab_size"])))
         if recipe.word_pieces is not None:
             tokenizer, kept = cut_tokenizer(tokenizer, texts, recipe.word_pieces)
@@ -131,7 +95,7 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
             kept,
             layers=recipe.layers or encoder.layers,
             widths=recipe.num_instances,
-            max_length=recipe.max_length,
+            max_length=max_length,
             labels=labels,
             task=task,
         )
@@ -139,15 +103,11 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
         order = torch.randperm(len(texts)).tolist()
         held, trained = order[: recipe.held_out], order[recipe.held_out :]
         held_texts, trained_texts = [texts[i] for i in held], [texts[i] for i in trained]
-        examples = answered_examples(
-            tokenizer, held_texts, [logits[i] for i in held], recipe.max_length
-        )
+        examples = answered_examples(tokenizer, held_texts, [logits[i] for i in held], max_length)
         distill(
             student,
-            token_ids(tokenizer, trained_texts, recipe.max_length),
-            teacher_goals(
-                [logits[i] for i in trained], tokenizer, trained_texts, recipe.max_length
-            ),
+            token_ids(tokenizer, trained_texts, max_length),
+            teacher_goals([logits[i] for i in trained], tokenizer, trained_texts, max_length),
             recipe.distill,
             work / "distil.pt",
             evaluate=watch(student, examples, AGREEMENT),
@@ -204,13 +164,6 @@ def build_student(
     return cut_student(encoder, config, layers, kept, task)
 
 
-def spread(count: int, available: int) -> list[int]:
-    """``count`` of ``available`` layers, the first and the last among them, spread evenly."""
-    if count == 1:
-        return [available - 1]
-    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
-
-
 def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -> None:
     """Write a family folder: fp16 weights without the retrieval head, tokenizer, ``family.json``.
 
@@ -218,7 +171,8 @@ def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -
     """
     without_retrieval_head(model).half().save_pretrained(out / WEIGHTS)
     tokenizer.no_truncation()
-    tokenizer.save(str(out / "tokenizer.json"))
+    # Not by the tokenizer's own save, which tells of a full disk as a bare Exception.
+    (out / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     config = model.config
     ids: dict[Any, str] = config.id2label or {}
     spec = FamilySpec(
@@ -231,6 +185,11 @@ def save_family(model: Student, tokenizer: Tokenizer, out: Path, *, name: str) -
     write_spec(out, spec)
 
 
+def fastest_device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _task(classifier: PreTrainedModel) -> Task:
     task = task_of(type(classifier).__name__)
     assert task is not None, "only classifiers are taught and saved"
@@ -241,7 +200,7 @@ def _check_fit(recipe: FamilyRecipe, encoder: PlainEncoder, texts: int) -> None:
     if recipe.layers is not None and recipe.layers > encoder.layers:
         raise ValueError(f"layers: the teacher has {encoder.layers}, got {recipe.layers}")
     positions = encoder.sizes["max_position_embeddings"]
-    if recipe.max_length > positions:
+    if recipe.max_length is not None and recipe.max_length > positions:
         raise ValueError(
             f"max_length: the teacher takes {positions} tokens, got {recipe.max_length}"
         )
@@ -253,42 +212,22 @@ def _check_fit(recipe: FamilyRecipe, encoder: PlainEncoder, texts: int) -> None:
         )
 
 
-def _settings(recipe: FamilyRecipe, texts: Sequence[str]) -> dict[str, Any]:
+def _settings(
+    recipe: FamilyRecipe,
+    texts: Sequence[str],
+    teacher: PreTrainedModel,
+    labels: Sequence[str],
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
     """What decides the result of a run."""
-    settings = recipe.model_dump(mode="json", exclude={"out", "work"})
-    settings["texts"] = checksum(texts)
+    # What is read counts by its content, not by where it is.
+    settings = recipe.model_dump(mode="json", exclude={"out", "work", "teacher", "texts"})
     # How often a run is saved changes nothing of what it computes.
     settings["distill"].pop("save_every_s")
-    return settings
-
-
-def _soft_labels(
-    work: Path, teacher: PreTrainedModel, tokenizer: Tokenizer, texts: list[str], max_length: int
-) -> list[torch.Tensor]:
-    """The teacher's logits of each text, or of each of its tokens; each part computed once."""
-    logits: list[torch.Tensor] = []
-    with tqdm(total=len(texts), desc="soft labels", unit="text") as bar:
-        for start in range(0, len(texts), SOFT_LABEL_PART):
-            part = texts[start : start + SOFT_LABEL_PART]
-            file = work / f"soft_labels-{start:09}.safetensors"
-            if not file.exists():
-                made = soft_labels(teacher, tokenizer, part, max_length=max_length, progress=False)
-                _store(made, file)
-            logits += _stored(file)
-            bar.update(len(part))
-    return logits
-
-
-def _store(logits: Sequence[torch.Tensor], file: Path) -> None:
-    rows = torch.tensor([one.shape[0] if one.dim() > 1 else 0 for one in logits])
-    stored = torch.cat([one.view(-1, one.shape[-1]) for one in logits])
-    temporary = file.with_suffix(".tmp")
-    save_file({"logits": stored, "tokens": rows}, temporary)
-    temporary.replace(file)
-
-
-def _stored(file: Path) -> list[torch.Tensor]:
-    state = load_file(file)
-    if not state["tokens"].any():
-        return list(state["logits"])
-    return list(state["logits"].split(state["tokens"].tolist()))
+    return {
+        **settings,
+        "labels": list(labels),
+        "content of texts": checksum(texts),
+        "content of teacher": contents.of_model(teacher),
+        "content of tokenizer": contents.of_tokenizer(tokenizer),
+    }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from muxserve.models.family import (
+    FAMILY_FILE,
     Family,
     FamilySpec,
     LengthQuality,
@@ -30,6 +32,7 @@ from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, encoded
 from muxserve.training.pretrained import Student
 from muxserve.training.tags import tagged_rows
 from muxserve.training.teacher import accuracy, token_ids
+from muxserve.training.work import unwritten
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 _LENGTH_JITTER_TOKENS = 2.0
 #: Token counts that quality is told by: up to each of these, and above the last.
 _LENGTH_STEPS = (16, 32, 64)
+#: How far a figure measured again may be from the stated one: 0.2 points.
+TOLERANCE = 0.002
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ def measure(
 
 
 def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path) -> None:
-    """Write measured figures into the ``family.json`` of a folder."""
+    """Write measured figures into the ``family.json`` of a folder; OSError, naming it, if full."""
     by_n = {one.num_instances: one for one in measured}
     for member in spec.members:
         if member.num_instances in by_n:
@@ -241,7 +246,12 @@ def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path)
             member.ensembled = by_n[member.num_instances].ensembled
             member.calibration_error = by_n[member.num_instances].calibration_error
             member.by_length = by_n[member.num_instances].by_length
-    write_spec(folder, spec)
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".") as building:
+            write_spec(Path(building), spec)
+            (Path(building) / FAMILY_FILE).replace(folder / FAMILY_FILE)
+    except OSError as error:
+        raise unwritten(folder / FAMILY_FILE, error) from None
 
 
 def _by_length(right: torch.Tensor, lengths: torch.Tensor) -> list[LengthQuality]:
@@ -258,8 +268,8 @@ def _by_length(right: torch.Tensor, lengths: torch.Tensor) -> list[LengthQuality
     return shares
 
 
-def watch(model: Student, examples: Examples, what: str) -> Callable[[int], None]:
-    """What a training run calls to log the share of right answers at every N.
+def watch(model: Student, examples: Examples, what: str) -> Callable[[int], dict[str, float]]:
+    """What a training run calls to log the share of right answers at every N, and to get it.
 
     Args:
         model: the model in training.
@@ -267,34 +277,50 @@ def watch(model: Student, examples: Examples, what: str) -> Callable[[int], None
         what: what that share is called.
     """
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int) -> dict[str, float]:
+        shares = {}
         for n in model.config.served_widths:
             logits = grouped_predictions(model, examples.ids, n, firsts=examples.firsts, seed=step)
             share = accuracy(logits, examples.labels.tolist())
             log.info("step %d N=%d %s %.4f", step, n, what, share)
+            shares[f"{what}/N={n}"] = share
+        return shares
 
     return evaluate
 
 
 def deviations(spec: FamilySpec, measured: Sequence[Measured]) -> list[str]:
-    """Where figures differ from those that a family states, by more than their spread; in words.
+    """Where figures are not those that a family states, within ``TOLERANCE``; in words.
 
-    The spread of a mean over groupings is small; three standard deviations of one grouping, and a
-    rounding more, leave room for another processor's arithmetic.
+    The groupings are the same whenever they are drawn, so only a processor's rounding is left to
+    differ. Where a text is more than the tolerance, one text's answer may differ.
     """
     found = []
-    stated = {member.num_instances: member.quality for member in spec.members}
+    stated = {member.num_instances: member for member in spec.members}
     for one in measured:
-        quality = stated.get(one.num_instances)
-        if quality is None:
-            found.append(f"N={one.num_instances}: the family states no quality")
-        elif quality.dataset_sha256 != one.quality.dataset_sha256:
-            found.append(f"N={one.num_instances}: stated on other data ({quality.dataset})")
-        elif abs(one.quality.value - quality.value) > 3 * quality.std + 0.002:
-            found.append(
-                f"N={one.num_instances}: measured {one.quality.value:.4f}, the family states "
-                f"{quality.value:.4f} ± {quality.std:.4f}"
-            )
+        n = f"N={one.num_instances}"
+        member = stated.get(one.num_instances)
+        if member is None or member.quality is None:
+            found.append(f"{n}: the family states no quality")
+            continue
+        if member.quality.dataset_sha256 != one.quality.dataset_sha256:
+            found.append(f"{n}: stated on other data ({member.quality.dataset})")
+            continue
+        if member.quality.groupings != one.quality.groupings:
+            found.append(f"{n}: stated over {member.quality.groupings} groupings; measure as many")
+            continue
+        tolerance = max(TOLERANCE, 1 / one.quality.examples)
+        for name, now, then in (
+            (one.quality.metric, one.quality.value, member.quality.value),
+            ("flip rate", one.flip_rate, member.flip_rate),
+            ("ensembled", one.ensembled, member.ensembled),
+            ("calibration error", one.calibration_error, member.calibration_error),
+        ):
+            if then is None:
+                found.append(f"{n}: the family states no {name}")
+            # A hair more, for what rounding to four digits adds.
+            elif abs(now - then) > tolerance + 1e-4:
+                found.append(f"{n}: {name} is {now:.4f}, the family states {then:.4f}")
     return found
 
 

@@ -3,15 +3,16 @@
 Where it is deeper, new layers are put between the trained ones, each of them quiet at first. A new
 layer's weights come from the pretrained encoder, with its two output projections scaled down (as
 residual branches are in Zhang et al., Fixup, ICLR 2019), so that what the trained layers pass on
-arrives nearly unchanged, and training starts near the quality that the student had.
+arrives nearly unchanged, and training starts near the quality that the student had. Where it is
+shallower, layers are left out.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from muxserve.training.distillation import spread
 from muxserve.training.pretrained import PlainEncoder, Student
+from muxserve.training.student import spread
 
 #: Scale of a new layer's output projections.
 QUIET = 0.1
@@ -30,7 +31,8 @@ def start_from(
 
     Args:
         student: changed in place.
-        trained: the trained student's state; its layers spread evenly over the encoder's.
+        trained: the trained student's state; its layers are taken to be spread evenly over the
+            encoder's.
         encoder: what both are cut from.
         pieces: rows of the student's embeddings -> rows of the trained ones, where both have a
             word piece.
@@ -43,9 +45,12 @@ def start_from(
     depth = len({key.split(".")[3] for key in trained if key.startswith(f"{prefix}encoder.layer.")})
     state = student.state_dict()
     layers = student.config.num_hidden_layers
-    if depth != layers:
-        own, new = spread(depth, encoder.layers), spread(layers, encoder.layers)
-        trained = _deepened(trained, encoder.state, prefix, own, new)
+    if layers > depth:
+        own = spread(depth, encoder.layers)
+        wanted = _with_more(own, layers, encoder.layers)
+        trained = _deepened(trained, encoder.state, prefix, own, wanted)
+    elif layers < depth:
+        trained = _shallower(trained, prefix, spread(layers, depth))
     embeddings = f"{prefix}embeddings.word_embeddings.weight"
     for key, value in state.items():
         if key == embeddings:
@@ -64,6 +69,29 @@ def start_from(
     student.load_state_dict(state)
 
 
+def _with_more(own: Sequence[int], count: int, available: int) -> list[int]:
+    """``own`` and as many of the other layers as make ``count``, spread evenly over those."""
+    left = [layer for layer in range(available) if layer not in own]
+    return sorted([*own, *(left[i] for i in spread(count - len(own), len(left)))])
+
+
+def _shallower(
+    trained: dict[str, torch.Tensor], prefix: str, kept: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """A trained student's tensors with only some of its layers, by number.
+
+    Of a student with all of the encoder's layers, those that the shallower one is cut from.
+    """
+    marker = f"{prefix}encoder.layer."
+    state = {key: value for key, value in trained.items() if not key.startswith(marker)}
+    for place, layer in enumerate(kept):
+        start = f"{marker}{layer}."
+        for key, value in trained.items():
+            if key.startswith(start):
+                state[f"{marker}{place}.{key.removeprefix(start)}"] = value
+    return state
+
+
 def _deepened(
     trained: dict[str, torch.Tensor],
     pretrained: dict[str, torch.Tensor],
@@ -80,8 +108,6 @@ def _deepened(
         own: the encoder's layers that the trained ones were cut from, in order.
         wanted: the encoder's layers of the other student, all of ``own`` among them.
     """
-    if not set(own) <= set(wanted):
-        raise ValueError(f"layers {list(own)} cannot become layers {list(wanted)}")
     marker = f"{prefix}encoder.layer."
     state = {key: value for key, value in trained.items() if not key.startswith(marker)}
     for place, layer in enumerate(wanted):

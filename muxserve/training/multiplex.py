@@ -9,41 +9,30 @@ be stopped and resumed: its state is written to one file, under a temporary name
 """
 
 import logging
-import os
+import math
 import random
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 from tqdm import tqdm
 
+from muxserve.training.curves import Curves
 from muxserve.training.data import near_length_batches, pad_batch
 from muxserve.training.goals import Goals, soft_cross_entropy
 from muxserve.training.pretrained import Student
+from muxserve.training.recipe import DistillSettings
+from muxserve.training.work import written_whole
 
 log = logging.getLogger(__name__)
 
-
-class DistillSettings(BaseModel):
-    """Settings of one multiplexed distillation run."""
-
-    steps: int = Field(3000, ge=1, description="Optimiser steps.")
-    groups: int = Field(32, ge=1, description="Groups per step of the larger N.")
-    single_texts: int = Field(32, ge=1, description="Texts of the step's batch also run at N=1.")
-    encoder_learning_rate: float = Field(3e-4, gt=0, description="Peak, for what was pretrained.")
-    new_learning_rate: float = Field(1e-3, gt=0, description="Peak, for keys, gates and heads.")
-    warm_up_share: float = Field(0.04, gt=0, lt=1, description="Share of steps to the peak rate.")
-    retrieval_share: float = Field(0.3, ge=0, le=1, description="Share of steps led by retrieval.")
-    retrieval_weight: float = Field(0.2, ge=0, description="Weight of retrieval after its lead.")
-    state_weight: float = Field(1.0, ge=0, description="Weight of matching the states of N=1.")
-    temperature: float = Field(
-        1.0, gt=0, description="Softening of both sides of the distillation."
-    )
-    bf16: bool = Field(False, description="Matrix products in bfloat16, weights in fp32.")
-    seed: int = Field(0, description="Of batches, picks and dropout.")
-    save_every_s: float = Field(300, gt=0, description="Seconds between two saved states.")
+#: Steps between two points of the curves of losses.
+CURVE_STEPS = 50
 
 
 def distill(
@@ -53,10 +42,13 @@ def distill(
     settings: DistillSettings,
     state_file: Path,
     *,
-    evaluate: Callable[[int], None] | None = None,
+    evaluate: Callable[[int], Mapping[str, float]] | None = None,
     evaluate_every: int = 500,
 ) -> Student:
     """Train every width of ``model`` on token ids ``rows`` towards their ``goals``.
+
+    Losses and figures go to a folder ``tensorboard`` beside the state file. Ctrl-C waits for the
+    end of the step and keeps the state.
 
     Args:
         model: a multiplexed classifier with a retrieval head; trained in place.
@@ -64,7 +56,10 @@ def distill(
         goals: of each text, or of each of its tokens.
         settings: see DistillSettings.
         state_file: where the run's state is kept; an existing one is resumed.
-        evaluate: called with the step, every ``evaluate_every`` steps.
+        evaluate: called with the step, every ``evaluate_every`` steps; gives figures by name.
+
+    Raises:
+        OSError: naming the file, where the state or the curves cannot be written.
     """
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
@@ -84,41 +79,81 @@ def distill(
     }
     saved_at = time.monotonic()
     running: dict[str, float] = {}
-    progress = tqdm(range(settings.steps), desc="distil", unit="step", mininterval=2)
-    for step in progress:
-        n = _width_of_step(wide, step, settings, rng)
-        picked = next(batches[n])
-        if step < first:
-            continue
-        model.train()
-        lead = step < settings.retrieval_share * settings.steps
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
-            losses = _losses(model, rows, goals, picked, n, settings)
-        retrieval_weight = 1.0 if lead else settings.retrieval_weight
-        loss = (
-            losses["single"]
-            + losses["task"]
-            + retrieval_weight * losses["retrieval"]
-            + settings.state_weight * losses["states"]
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        for name, value in losses.items():
-            key = name if name == "single" else f"{name}{n}"
-            running[key] = 0.95 * running.get(key, value.item()) + 0.05 * value.item()
-        progress.set_postfix({name: f"{value:.3f}" for name, value in sorted(running.items())})
-        if time.monotonic() - saved_at > settings.save_every_s:
-            _save(state_file, step + 1, model, optimizer, schedule)
-            saved_at = time.monotonic()
-        if evaluate and (step + 1) % evaluate_every == 0:
-            log.info("step %d losses %s", step + 1, running)
-            model.eval()
-            evaluate(step + 1)
+    done, whole = first, True
+    with (
+        Curves(state_file.parent / "tensorboard") as curves,
+        tqdm(range(settings.steps), desc="distil", unit="step", mininterval=2) as progress,
+    ):
+        try:
+            for step in progress:
+                n = _width_of_step(wide, step, settings, rng)
+                picked = next(batches[n])
+                if step < first:
+                    continue
+                # Between the first and the last weight of an update there is no state to keep.
+                with _interrupt_held():
+                    whole = False
+                    losses = _step(model, rows, goals, picked, n, step, settings)
+                    optimizer.step()
+                    schedule.step()
+                    optimizer.zero_grad()
+                    done, whole = step + 1, True
+                _average(running, losses, n)
+                progress.set_postfix(
+                    {name: f"{value:.3f}" for name, value in sorted(running.items())}
+                )
+                if done % CURVE_STEPS == 0:
+                    curves.add(done, {f"loss/{name}": one for name, one in running.items()})
+                if time.monotonic() - saved_at > settings.save_every_s:
+                    _save(state_file, done, model, optimizer, schedule)
+                    saved_at = time.monotonic()
+                if evaluate and done % evaluate_every == 0:
+                    told = " ".join(
+                        f"{name} {value:.4g}" for name, value in sorted(running.items())
+                    )
+                    log.info("step %d losses: %s", done, told)
+                    model.eval()
+                    curves.add(done, evaluate(done))
+        except KeyboardInterrupt:
+            if whole:
+                _save(state_file, done, model, optimizer, schedule)
+                log.info("stopped after step %d; the same command goes on from there", done)
+            raise
     _save(state_file, settings.steps, model, optimizer, schedule)
     return model.eval()
+
+
+@contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of what is inside; a second one ends it at once."""
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(before):
+        yield  # nobody is interrupted here
+        return
+    asked = False
+
+    def keep(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def _average(running: dict[str, float], losses: dict[str, float], n: int) -> None:
+    """Put the losses of a step at N=n into their running averages."""
+    for name, value in losses.items():
+        key = name if name == "single" else f"{name}{n}"
+        # A batch of which no token was drawn has no retrieval loss.
+        if math.isfinite(value):
+            running[key] = 0.95 * running.get(key, value) + 0.05 * value
 
 
 def _width_of_step(
@@ -132,6 +167,31 @@ def _width_of_step(
     if share < 0.4 and len(wide) > 1:
         return wide[0] if pick < 0.25 else wide[1]
     return wide[int(pick * len(wide))]
+
+
+def _step(
+    model: Student,
+    rows: Sequence[Sequence[int]],
+    goals: Goals,
+    picked: list[int],
+    n: int,
+    step: int,
+    settings: DistillSettings,
+) -> dict[str, float]:
+    """Gradients of one step, clipped; its losses by name."""
+    model.train()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+        losses = _losses(model, rows, goals, picked, n, settings)
+    lead = step < settings.retrieval_share * settings.steps
+    loss = (
+        losses["single"]
+        + losses["task"]
+        + (1.0 if lead else settings.retrieval_weight) * losses["retrieval"]
+        + settings.state_weight * losses["states"]
+    )
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    return {name: value.item() for name, value in losses.items()}
 
 
 def _losses(
@@ -187,8 +247,7 @@ def _save(
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    try:
+    with written_whole(file) as temporary:
         torch.save(
             {
                 "step": step,
@@ -199,11 +258,6 @@ def _save(
             },
             temporary,
         )
-        os.replace(temporary, file)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch names a full disk by its own internals.
-        raise OSError(f"{file}: the state of the run could not be written: {error}") from error
 
 
 def _resume(

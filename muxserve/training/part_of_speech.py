@@ -5,8 +5,6 @@ them and from N=1. Keys, gates and layers start from the sentiment family's, whi
 apart already.
 """
 
-import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,23 +12,32 @@ import torch
 import typer
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoModel
 
 from muxserve.models.family import resolve
 from muxserve.models.heads import IGNORED
+from muxserve.training import contents
 from muxserve.training.brown import LABELS, brown
-from muxserve.training.distillation import WEIGHTS, build_student, save_family
+from muxserve.training.data import checksum
+from muxserve.training.distillation import (
+    WEIGHTS,
+    build_student,
+    fastest_device,
+    save_family,
+)
 from muxserve.training.evaluation import tagged_examples, watch
 from muxserve.training.goals import token_goals
 from muxserve.training.growth import start_from
-from muxserve.training.multiplex import DistillSettings, distill
-from muxserve.training.pretrained import plain_encoder
+from muxserve.training.multiplex import distill
+from muxserve.training.pretrained import read_encoder
+from muxserve.training.program import logged_plainly, run
+from muxserve.training.recipe import DistillSettings
 from muxserve.training.student import cut_tokenizer
 from muxserve.training.tags import tagged_rows
+from muxserve.training.work import built_whole, check_empty, claimed
 
 WIDTHS = [1, 2, 5]
-LAYERS = 4
-WORD_PIECES = 10_000
+LAYERS = 5
+WORD_PIECES = 8_000
 MAX_LENGTH = 128
 
 
@@ -47,40 +54,49 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train every width of the part-of-speech family, resuming where possible."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    work.mkdir(parents=True, exist_ok=True)
+    check_empty(out)
     texts, dev = brown(corpus, "train"), brown(corpus, "dev")
-    tokenizer, kept = cut_tokenizer(
-        Tokenizer.from_file(str(base / "tokenizer.json")), texts.texts, WORD_PIECES
-    )
-    torch.manual_seed(seed)
-    encoder = plain_encoder(AutoModel.from_pretrained(base, add_pooling_layer=False))
-    student = build_student(
-        encoder,
-        kept,
-        layers=LAYERS,
-        widths=WIDTHS,
-        max_length=MAX_LENGTH,
-        labels=LABELS,
-        task="token-classification",
-    )
-    folder = resolve(start)
-    known = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    encoder, base_tokenizer = read_encoder(base)
+    tokenizer, kept = cut_tokenizer(base_tokenizer, texts.texts, WORD_PIECES)
+    family = resolve(start)
+    known = Tokenizer.from_file(str(family / "tokenizer.json")).get_vocab()
     pieces = {row: known[piece] for piece, row in tokenizer.get_vocab().items() if piece in known}
-    start_from(student, load_file(folder / WEIGHTS / "model.safetensors"), encoder, pieces)
-    rows = tagged_rows(tokenizer, texts, MAX_LENGTH)
+    trained = load_file(family / WEIGHTS / "model.safetensors")
     settings = DistillSettings(steps=steps, retrieval_share=0, bf16=bf16, seed=seed)
-    goals = token_goals(rows.labels, len(LABELS), IGNORED)
-    distill(
-        student,
-        rows.ids,
-        goals,
-        settings,
-        work / "distil.pt",
-        evaluate=watch(student, tagged_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
-    )
-    save_family(student, tokenizer, out, name="part-of-speech")
+    rows = tagged_rows(tokenizer, texts, MAX_LENGTH)
+    recipe = {
+        "distill": settings.model_dump(mode="json", exclude={"save_every_s"}),
+        "network": [LAYERS, WORD_PIECES, MAX_LENGTH, *WIDTHS],
+        "content of texts": checksum([*texts.texts, *dev.texts]),
+        "content of tags": checksum([str(tags) for tags in [*texts.tags, *dev.tags]]),
+        "content of base": contents.of_tensors(encoder.state),
+        "content of tokenizer": contents.of_tokenizer(tokenizer),
+        "content of start": contents.of_tensors(trained),
+    }
+    with logged_plainly(), claimed(work, recipe):
+        torch.manual_seed(seed)
+        student = build_student(
+            encoder,
+            kept,
+            layers=LAYERS,
+            widths=WIDTHS,
+            max_length=MAX_LENGTH,
+            labels=LABELS,
+            task="token-classification",
+        )
+        start_from(student, trained, encoder, pieces)
+        student.to(fastest_device())  # type: ignore[arg-type]
+        distill(
+            student,
+            rows.ids,
+            token_goals(rows.labels, len(LABELS), IGNORED),
+            settings,
+            work / "distil.pt",
+            evaluate=watch(student, tagged_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
+        )
+        with built_whole(out) as building:
+            save_family(student.cpu(), tokenizer, building, name="part-of-speech")
 
 
 if __name__ == "__main__":
-    typer.run(train)
+    run(train)

@@ -6,10 +6,12 @@ multiplexed backbone takes as they are.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from tokenizers import Tokenizer
+from transformers import AutoModel, PreTrainedModel
 
 from muxserve.models import (
     MuxBertConfig,
@@ -19,6 +21,7 @@ from muxserve.models import (
     MuxElectraForSequenceClassification,
     MuxElectraForTokenClassification,
 )
+from muxserve.models.convert import read_tokenizer
 from muxserve.models.family import AUTO_MODELS, COUNT_FROM_PADDING, Task
 
 Student = (
@@ -115,6 +118,19 @@ def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
         "type_vocab_size": len(state["embeddings.token_type_embeddings.weight"]),
     }
     return PlainEncoder(kind == "electra", sizes, int(layers), state)
+
+
+def read_encoder(folder: Path) -> tuple[PlainEncoder, Tokenizer]:
+    """The pretrained encoder in a folder, and its tokenizer.
+
+    Raises:
+        ValueError: for a folder that has none, or one of another kind.
+    """
+    try:
+        model = AutoModel.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no pretrained encoder: {str(error).splitlines()[0]}") from None
+    return plain_encoder(model), read_tokenizer(str(folder), model)
 
 
 def _renamed(key: str) -> str:

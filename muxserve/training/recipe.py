@@ -1,4 +1,4 @@
-"""The settings of one training stage: what ``muxserve train retrieval|pretrain|finetune`` take.
+"""The settings of training: what ``muxserve train distill|retrieval|pretrain|finetune`` take.
 
 Nothing heavy is imported here: the command line makes its flags from these fields.
 """
@@ -6,9 +6,11 @@ Nothing heavy is imported here: the command line makes its flags from these fiel
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Stage = Literal["retrieval", "pretrain", "finetune"]
+#: Tokens that a text is cut to where nothing else is asked for.
+MOST_TOKENS = 128
 
 
 class Corpus(BaseModel):
@@ -21,7 +23,9 @@ class Corpus(BaseModel):
     )
     data_config: str | None = Field(None, description="Its configuration, such as sst2 of glue.")
     train_split: str = Field("train", description="Split that is trained on.")
-    eval_split: str = Field("validation", description="Split that is measured on.")
+    eval_split: str | None = Field(
+        None, description="Split that is measured on; default validation, where there is one."
+    )
     eval_data: str | None = Field(None, description="Another data set to measure on.")
     held_out: float = Field(
         0.05, gt=0, lt=1, description="Share that is measured on where no split is for that."
@@ -109,3 +113,70 @@ class StageRecipe(Corpus):
     def what_is_computed(self) -> dict[str, Any]:
         """Every setting that changes the result, as JSON has it."""
         return self.model_dump(mode="json", exclude={"out", "work"})
+
+
+class DistillSettings(BaseModel):
+    """Settings of one multiplexed distillation run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(3000, ge=1, description="Optimiser steps.")
+    groups: int = Field(32, ge=1, description="Groups per step of the larger N.")
+    single_texts: int = Field(32, ge=1, description="Texts of the step's batch also run at N=1.")
+    encoder_learning_rate: float = Field(3e-4, gt=0, description="Peak, for what was pretrained.")
+    new_learning_rate: float = Field(1e-3, gt=0, description="Peak, for keys, gates and heads.")
+    warm_up_share: float = Field(0.04, gt=0, lt=1, description="Share of steps to the peak rate.")
+    retrieval_share: float = Field(0.3, ge=0, le=1, description="Share of steps led by retrieval.")
+    retrieval_weight: float = Field(0.2, ge=0, description="Weight of retrieval after its lead.")
+    state_weight: float = Field(1.0, ge=0, description="Weight of matching the states of N=1.")
+    temperature: float = Field(
+        1.0, gt=0, description="Softening of both sides of the distillation."
+    )
+    bf16: bool = Field(False, description="Matrix products in bfloat16, weights in fp32.")
+    seed: int = Field(0, description="Of batches, picks and dropout.")
+    save_every_s: float = Field(300, gt=0, description="Seconds between two saved states.")
+
+
+class FamilyRecipe(BaseModel):
+    """A family distilled from a classifier; one run of ``muxserve train distill``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    teacher: str = Field(description="The classifier: a folder, or a model's name on the hub.")
+    labels: list[str] | None = Field(
+        None, description="Names of its labels, where it has none, in the order of the logits."
+    )
+    texts: Path = Field(
+        description="Texts like those to be served: .txt, .csv, .jsonl or .parquet."
+    )
+    out: Path = Field(description="Folder of the new family.")
+    work: Path | None = Field(None, description="Folder for the stages; by default OUT.work.")
+    text_column: str = Field("text", description="Column of the texts, where there are columns.")
+    num_instances: list[int] = Field([1, 2, 5, 10], description="Every N to serve, 1 among them.")
+    layers: int | None = Field(None, ge=1, description="Layers of the student; all by default.")
+    word_pieces: int | None = Field(
+        None, ge=100, description="Keep only the most frequent word pieces; all by default."
+    )
+    max_length: int | None = Field(
+        None, ge=8, description="Most tokens of a text; default the teacher's, at most 128."
+    )
+    held_out: int = Field(1000, ge=10, description="Texts that are measured on, not trained on.")
+    distill: DistillSettings = Field(default_factory=DistillSettings)
+
+    @field_validator("num_instances")
+    @classmethod
+    def _with_one(cls, widths: list[int]) -> list[int]:
+        widths = sorted(set(widths))
+        if widths[0] != 1 or len(widths) < 2:
+            raise ValueError("1 must be among them, and a wider one: the wider N learn from N=1")
+        return widths
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _with_commas(cls, labels: object) -> object:
+        return [name.strip() for name in labels.split(",")] if isinstance(labels, str) else labels
+
+    @property
+    def work_folder(self) -> Path:
+        """Where the stages are kept."""
+        return self.work or self.out.with_name(f"{self.out.name}.work")

@@ -5,26 +5,38 @@ that a run that was stopped goes on with the stage it was in.
 """
 
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoModelForSequenceClassification
+from torch.nn.functional import one_hot
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from muxserve.training.data import LabelledTexts
-from muxserve.training.distillation import build_student, save_family
+from muxserve.training import contents
+from muxserve.training.data import LabelledTexts, checksum
+from muxserve.training.distillation import build_student, fastest_device, save_family
 from muxserve.training.evaluation import labelled_examples, watch
 from muxserve.training.goals import Goals
 from muxserve.training.growth import start_from
-from muxserve.training.multiplex import DistillSettings, distill
-from muxserve.training.pretrained import plain_encoder
+from muxserve.training.multiplex import distill
+from muxserve.training.pretrained import read_encoder
+from muxserve.training.program import logged_plainly, run
+from muxserve.training.recipe import DistillSettings
 from muxserve.training.sentiment_data import LABELS, chunks, held_out, training_reviews
 from muxserve.training.student import cut_tokenizer
-from muxserve.training.teacher import accuracy, fine_tune, soft_labels, token_ids
+from muxserve.training.teacher import (
+    accuracy,
+    fine_tune,
+    kept_soft_labels,
+    soft_labels,
+    token_ids,
+)
+from muxserve.training.work import built_whole, check_empty, claimed
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +44,8 @@ WIDTHS = [1, 2, 5, 10]
 LAYERS = 6
 WORD_PIECES = 12_000
 MAX_LENGTH = 128
+#: Sentences that are measured on, not trained on.
+HELD_OUT = 1000
 #: How much a whole review's label counts beside the teacher's logits for a piece of it.
 REVIEW_LABEL_LOGIT = 1.0
 
@@ -59,39 +73,12 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train every width of the sentiment family from a pretrained BERT, resuming where possible."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    work.mkdir(parents=True, exist_ok=True)
+    check_empty(out)
     sentences, reviews = training_reviews()
-    sentences, dev = held_out(sentences, 1000, seed)
+    sentences, dev = held_out(sentences, HELD_OUT, seed)
     pieces, _ = held_out(chunks(reviews, seed), 0, seed)
-
-    targets, texts = _soft_targets(
-        base,
-        work,
-        sentences,
-        pieces,
-        dev,
-        teacher_steps=teacher_steps,
-        size=soft_texts,
-        bf16=bf16,
-        seed=seed,
-    )
-    tokenizer, kept = cut_tokenizer(
-        Tokenizer.from_file(str(base / "tokenizer.json")), texts[:40_000], WORD_PIECES
-    )
-    torch.manual_seed(seed)
-    encoder = plain_encoder(AutoModel.from_pretrained(base, add_pooling_layer=False))
-    student = build_student(
-        encoder,
-        kept,
-        layers=LAYERS,
-        widths=WIDTHS,
-        max_length=MAX_LENGTH,
-        labels=LABELS,
-    )
-    if start is not None:
-        start_from(student, load_file(start), encoder, {i: i for i in range(len(kept))})
-    rows = token_ids(tokenizer, texts, MAX_LENGTH)
+    encoder, base_tokenizer = read_encoder(base)
+    trained = _read_weights(start) if start is not None else None
     settings = DistillSettings(
         steps=steps,
         encoder_learning_rate=learning_rate,
@@ -99,67 +86,106 @@ def train(
         bf16=bf16,
         seed=seed,
     )
-    distill(
-        student,
-        rows,
-        Goals(targets),
-        settings,
-        work / "distil.pt",
-        evaluate=watch(student, labelled_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
-        evaluate_every=1000,
-    )
-    save_family(student, tokenizer, out, name="sentiment")
+    recipe = {
+        "distill": settings.model_dump(mode="json", exclude={"save_every_s"}),
+        "network": [LAYERS, WORD_PIECES, MAX_LENGTH, *WIDTHS],
+        "teacher_steps": teacher_steps,
+        "soft_texts": soft_texts,
+        "content of texts": checksum([*sentences.texts, *dev.texts, *pieces.texts]),
+        "content of labels": checksum([str([sentences.labels, dev.labels, pieces.labels])]),
+        "content of base": contents.of_tensors(encoder.state),
+        "content of tokenizer": contents.of_tokenizer(base_tokenizer),
+        "content of start": None if trained is None else contents.of_tensors(trained),
+    }
+    device = fastest_device()
+    with logged_plainly(), claimed(work, recipe):
+        texts = LabelledTexts(
+            sentences.texts + pieces.texts[:soft_texts],
+            sentences.labels + pieces.labels[:soft_texts],
+        )
+        mixed = LabelledTexts(
+            sentences.texts * 2 + pieces.texts[-len(sentences) :],
+            sentences.labels * 2 + pieces.labels[-len(sentences) :],
+        )
+        teacher = _teacher(
+            base, work, base_tokenizer, mixed, steps=teacher_steps, bf16=bf16, seed=seed
+        )
+        on_dev = soft_labels(teacher, base_tokenizer, dev.texts, max_length=MAX_LENGTH)
+        log.info("teacher dev accuracy %.4f", accuracy(torch.stack(on_dev), dev.labels))
+        logits = kept_soft_labels(
+            work, teacher, base_tokenizer, texts.texts, max_length=MAX_LENGTH, bf16=bf16
+        )
+        targets = torch.stack(logits) + _own_labels(texts.labels, len(sentences))
+        tokenizer, kept = cut_tokenizer(base_tokenizer, texts.texts[:40_000], WORD_PIECES)
+        torch.manual_seed(seed)
+        student = build_student(
+            encoder, kept, layers=LAYERS, widths=WIDTHS, max_length=MAX_LENGTH, labels=LABELS
+        )
+        if trained is not None:
+            start_from(student, trained, encoder, {i: i for i in range(len(kept))})
+        student.to(device)  # type: ignore[arg-type]
+        distill(
+            student,
+            token_ids(tokenizer, texts.texts, MAX_LENGTH),
+            Goals(targets),
+            settings,
+            work / "distil.pt",
+            evaluate=watch(student, labelled_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
+            evaluate_every=1000,
+        )
+        with built_whole(out) as building:
+            save_family(student.cpu(), tokenizer, building, name="sentiment")
 
 
-def _soft_targets(
+def _teacher(
     base: Path,
     work: Path,
-    sentences: LabelledTexts,
-    pieces: LabelledTexts,
-    dev: LabelledTexts,
+    tokenizer: Tokenizer,
+    texts: LabelledTexts,
     *,
-    teacher_steps: int,
-    size: int,
+    steps: int,
     bf16: bool,
     seed: int,
-) -> tuple[torch.Tensor, list[str]]:
-    """Teacher logits [texts, labels] of sentences and pieces, with what their own labels add."""
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    texts = sentences.texts + pieces.texts[:size]
-    labels = sentences.labels + pieces.labels[:size]
-    file = work / "soft_labels.safetensors"
-    if not file.exists():
-        folder = work / "teacher"
-        if not (folder / "config.json").exists():
-            mixed = LabelledTexts(
-                sentences.texts * 2 + pieces.texts[-len(sentences) :],
-                sentences.labels * 2 + pieces.labels[-len(sentences) :],
-            )
-            teacher = fine_tune(
-                base,
-                tokenizer,
-                mixed,
-                labels=LABELS,
-                steps=teacher_steps,
-                batch_size=32,
-                learning_rate=7e-5,
-                max_length=MAX_LENGTH,
-                bf16=bf16,
-                seed=seed,
-            )
-            teacher.save_pretrained(folder)
-        teacher = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        on_dev = soft_labels(teacher, tokenizer, dev.texts, max_length=MAX_LENGTH)
-        log.info("teacher dev accuracy %.4f", accuracy(torch.stack(on_dev), dev.labels))
-        logits = soft_labels(teacher, tokenizer, texts, max_length=MAX_LENGTH, bf16=bf16)
-        save_file({"logits": torch.stack(logits)}, file)
-    stored = load_file(file)["logits"]
-    own = torch.nn.functional.one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
+) -> PreTrainedModel:
+    """The teacher, fine-tuned once and kept."""
+    folder = work / "teacher"
+    device = fastest_device()
+    if not folder.exists():
+        made = fine_tune(
+            base,
+            tokenizer,
+            texts,
+            labels=LABELS,
+            steps=steps,
+            batch_size=32,
+            learning_rate=7e-5,
+            max_length=MAX_LENGTH,
+            bf16=bf16,
+            seed=seed,
+            device=device,
+        )
+        with built_whole(folder) as building:
+            made.save_pretrained(building)
+    teacher: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder)
+    teacher.to(device)  # type: ignore[arg-type]
+    return teacher.eval()
+
+
+def _own_labels(labels: Sequence[int], sentences: int) -> torch.Tensor:
+    """What texts' own labels add to a teacher's logits, [texts, labels]; sentences come first."""
+    own = one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
     # A sentence's own label is a person's word on that sentence; a piece's is its review's.
     weight = torch.full((len(labels), 1), REVIEW_LABEL_LOGIT)
-    weight[: len(sentences)] = 2 * REVIEW_LABEL_LOGIT
-    return stored + own * weight, texts
+    weight[:sentences] = 2 * REVIEW_LABEL_LOGIT
+    return own * weight
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a safetensors file: {error}") from None
 
 
 if __name__ == "__main__":
-    typer.run(train)
+    run(train)

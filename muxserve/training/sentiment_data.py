@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from muxserve.training.data import LabelledTexts, checksum
+from muxserve.training.program import run
 
 LABELS = ("negative", "positive")
 #: Checksum of the test lines, so that two measurements are of the same data.
@@ -140,4 +141,4 @@ def write_test_file(
 
 
 if __name__ == "__main__":
-    typer.run(write_test_file)
+    run(write_test_file)

@@ -17,10 +17,10 @@ from muxserve.models import (
 )
 from muxserve.models.composition import MuxPreTrainedModel
 from muxserve.models.convert import fetch, read_config, read_state, read_tokenizer
-from muxserve.models.family import AUTO_MODELS
+from muxserve.models.family import AUTO_MODELS, usable_positions
 from muxserve.models.official import is_official, load_official
 from muxserve.training.pretrained import plain_encoder
-from muxserve.training.recipe import StageRecipe
+from muxserve.training.recipe import MOST_TOKENS, StageRecipe
 
 _FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 #: What a network for pre-training lends to one for classifying, or does not have for it.
@@ -32,7 +32,6 @@ _ARCHITECTURE = (
     "demuxing_variant",
     "num_hidden_demux_layers",
 )
-MOST_TOKENS = 128
 
 
 def stage_network(
@@ -67,10 +66,19 @@ def stage_network(
 
 
 def text_length(recipe: StageRecipe, model: PreTrainedModel) -> int:
-    """Most tokens of a text that a stage trains its network on."""
+    """Most tokens of a text that a stage trains its network on.
+
+    Raises:
+        ValueError: where the recipe asks for more than a plain start has positions.
+    """
     if isinstance(model.config, MuxConfig):
         return model.config.trained_length
-    return recipe.max_length or MOST_TOKENS
+    positions = usable_positions(model.config)
+    if recipe.max_length is not None and recipe.max_length > positions:
+        raise ValueError(
+            f"max_length: {recipe.start} takes {positions} tokens, got {recipe.max_length}"
+        )
+    return recipe.max_length or min(MOST_TOKENS, positions)
 
 
 def _further(

@@ -24,11 +24,12 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import TensorBoardCallback
 
+from muxserve.training.curves import Curves
 from muxserve.training.data import near_length_epoch
 from muxserve.training.objectives import Batch, Objective
 from muxserve.training.recipe import StageRecipe
+from muxserve.training.work import unwritten
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,16 @@ class StageTrainer(Trainer):
     objective: Objective
 
     def __init__(
-        self, model: PreTrainedModel, objective: Objective, recipe: StageRecipe, state: Path
+        self,
+        model: PreTrainedModel,
+        objective: Objective,
+        recipe: StageRecipe,
+        state: Path,
+        curves: Curves,
     ) -> None:
-        """Train ``model`` towards ``objective``; checkpoints and logs go under ``state``."""
-        from torch.utils.tensorboard import SummaryWriter
-
+        """Train ``model`` towards ``objective``; checkpoints go under ``state``."""
         self.objective = objective
-        self.progress = Progress()
+        self.progress = Progress(curves)
         every = min(recipe.evaluate_every, recipe.steps)
         keep_best = recipe.stage == "finetune"
         arguments = TrainingArguments(
@@ -114,10 +118,7 @@ class StageTrainer(Trainer):
             data_collator=_only,
             train_dataset=batches,
             eval_dataset=objective.held,  # Trainer wants one; the objective measures
-            callbacks=[
-                self.progress,
-                TensorBoardCallback(SummaryWriter(str(state / "tensorboard"))),
-            ],
+            callbacks=[self.progress],
         )
         self.remove_callback(PrinterCallback)
         # The objective's loss is a mean over its batch, whatever the model could be told.
@@ -145,11 +146,10 @@ class StageTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
-            why = str(error).splitlines()[0]
-            raise OSError(
-                f"{self.args.output_dir}: the state of the run could not be written ({why}); is "
-                "the disk full? The same command goes on from the state before"
-            ) from None
+            state = Path(str(self.args.output_dir))
+            last_whole_checkpoint(state)  # removes what was begun
+            told = unwritten(state, error)
+            raise OSError(f"{told}; the same command goes on from the state before") from None
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         self.model.eval()  # type: ignore[union-attr]
@@ -163,9 +163,12 @@ class StageTrainer(Trainer):
 
 
 class Progress(TrainerCallback):
-    """A bar of steps, one plain line per evaluation, and an evaluation after the last step."""
+    """A bar of steps, curves, a line per evaluation, and an evaluation after the last step."""
 
     bar: "tqdm[Any] | None" = None
+
+    def __init__(self, curves: Curves) -> None:
+        self.curves = curves
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -190,6 +193,7 @@ class Progress(TrainerCallback):
     ) -> None:
         if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        self.curves.add(state.global_step, logs or {})
 
     def on_evaluate(
         self,

@@ -15,7 +15,16 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from muxserve.models import MuxConfig, MuxElectraConfig
 from muxserve.models.convert import fetch
-from muxserve.training.corpora import class_ids, label_names, load_corpus, numbers
+from muxserve.training import contents
+from muxserve.training.corpora import (
+    Use,
+    class_ids,
+    label_names,
+    load_corpus,
+    numbers,
+    used_columns,
+)
+from muxserve.training.curves import Curves
 from muxserve.training.data import TaggedTexts, encoded
 from muxserve.training.evaluation import Examples, tagged_examples
 from muxserve.training.objectives import (
@@ -50,21 +59,23 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
         ValueError: for data, settings or a start that do not fit, naming which; for a work folder
             of another run.
         FamilyError: for a start that cannot be read.
+        OSError: naming the file, where something cannot be written.
     """
     check_empty(recipe.out)
     torch.manual_seed(recipe.seed)
-    model, tokenizer, objective = _prepare(recipe)
+    model, tokenizer, objective, content = _prepare(recipe)
     if len(objective.rows) < recipe.groups * objective.n:
         raise ValueError(
             f"{recipe.data}: {len(objective.rows)} rows are fewer than one batch takes "
             f"({recipe.groups} groups of {objective.n})"
         )
     # Only now, so that a mistake above can be mended without another work folder.
-    with claimed(recipe.work_folder, recipe.what_is_computed()):
+    with claimed(recipe.work_folder, {**recipe.what_is_computed(), **content}):
         state = recipe.work_folder / "trainer"
-        trainer = StageTrainer(model, objective, recipe, state)
         checkpoint = last_whole_checkpoint(state)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with Curves(state / "tensorboard") as curves:
+            trainer = StageTrainer(model, objective, recipe, state, curves)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         model.eval()
         measured = {name: round(value, 4) for name, value in objective.measure(model).items()}
         with built_whole(recipe.out) as building:
@@ -72,10 +83,29 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
         return measured
 
 
-def _prepare(recipe: StageRecipe) -> tuple[PreTrainedModel, Tokenizer, Objective]:
-    if recipe.stage == "finetune":
-        return _finetuning(recipe)
-    train, held = load_corpus(recipe, "plain", recipe.seed)
+def _prepare(
+    recipe: StageRecipe,
+) -> tuple[PreTrainedModel, Tokenizer, Objective, dict[str, str]]:
+    """The network, its tokenizer, what it learns, and a checksum of everything that was read."""
+    use: Use = recipe.task if recipe.stage == "finetune" else "plain"
+    train, held = load_corpus(recipe, use, recipe.seed)
+    columns = used_columns(recipe, use)
+    content = {
+        "content of data": contents.of_dataset(train, columns),
+        "content of measured data": contents.of_dataset(held, columns),
+    }
+    prepare = _finetuning if recipe.stage == "finetune" else _pretraining
+    model, tokenizer, objective = prepare(recipe, train, held)
+    content["content of start"] = contents.of_model(model)
+    content["content of tokenizer"] = contents.of_tokenizer(tokenizer)
+    if isinstance(objective, ReplacedWords) and objective.generator is not None:
+        content["content of generator"] = contents.of_model(objective.generator)
+    return model, tokenizer, objective, content
+
+
+def _pretraining(
+    recipe: StageRecipe, train: "Dataset", held: "Dataset"
+) -> tuple[PreTrainedModel, Tokenizer, Objective]:
     model, tokenizer = stage_network(recipe, None)
     length = text_length(recipe, model)
     rows = _windows(train, recipe.text_column, tokenizer, length)
@@ -93,8 +123,9 @@ def _prepare(recipe: StageRecipe) -> tuple[PreTrainedModel, Tokenizer, Objective
     return model, tokenizer, replaced
 
 
-def _finetuning(recipe: StageRecipe) -> tuple[PreTrainedModel, Tokenizer, Labelled]:
-    train, held = load_corpus(recipe, recipe.task, recipe.seed)
+def _finetuning(
+    recipe: StageRecipe, train: "Dataset", held: "Dataset"
+) -> tuple[PreTrainedModel, Tokenizer, Objective]:
     of_tokens = recipe.task == "token-classification"
     column = recipe.tags_column if of_tokens else recipe.label_column
     names = label_names(train, column)
@@ -175,6 +206,7 @@ def _write(
     model.save_pretrained(folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    # Not by the tokenizer's own save, which tells of a full disk as a bare Exception.
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     told = {"recipe": recipe.model_dump(mode="json"), "measured": measured}
     (folder / "stage.json").write_text(json.dumps(told, indent=2) + "\n")

@@ -33,7 +33,7 @@ def cut_tokenizer(
         each of its tokens, in order.
 
     Raises:
-        ValueError: for a tokenizer of another kind.
+        ValueError: for a tokenizer of another kind, or fewer word pieces than are always kept.
     """
     spec = json.loads(tokenizer.to_str())
     if spec["model"]["type"] != "WordPiece":
@@ -45,14 +45,16 @@ def cut_tokenizer(
     for start in range(0, len(texts), 1000):
         for encoding in tokenizer.encode_batch(list(texts[start : start + 1000])):
             counts.update(encoding.ids)
-    special = {token["content"] for token in spec["added_tokens"]}
-    always = [
-        old
-        for piece, old in vocabulary.items()
-        if piece in special or len(piece.removeprefix("##")) == 1
-    ]
+    # Added tokens may stand outside of the vocabulary.
+    always = {token["id"] for token in spec["added_tokens"]}
+    always |= {old for piece, old in vocabulary.items() if len(piece.removeprefix("##")) == 1}
+    if len(always) > size:
+        raise ValueError(
+            f"word_pieces: {size} are too few: special tokens and single characters alone are "
+            f"{len(always)}"
+        )
     frequent = [old for old, _ in counts.most_common()]
-    kept = list(dict.fromkeys([*always, *frequent]))[:size]
+    kept = list(dict.fromkeys([*sorted(always), *frequent]))[:size]
     kept.sort()
     new_id = {old: new for new, old in enumerate(kept)}
     spec["model"]["vocab"] = {
@@ -60,8 +62,12 @@ def cut_tokenizer(
     }
     for token in spec["added_tokens"]:
         token["id"] = new_id[token["id"]]
-    for entry in (spec["post_processor"] or {}).get("special_tokens", {}).values():
+    processor = spec["post_processor"] or {}
+    for entry in processor.get("special_tokens", {}).values():
         entry["ids"] = [new_id[old] for old in entry["ids"]]
+    for end in ("cls", "sep"):
+        if end in processor:
+            processor[end][1] = new_id[processor[end][1]]
     spec["padding"] = spec["truncation"] = None
     return Tokenizer.from_str(json.dumps(spec)), kept
 
@@ -116,6 +122,13 @@ def cut_student(
         if isinstance(demultiplexer, HadamardGate):
             demultiplexer.gate_scale.copy_(signs)
     return student
+
+
+def spread(count: int, available: int) -> list[int]:
+    """``count`` of ``available`` layers, the first and the last among them, spread evenly."""
+    if count == 1:
+        return [available - 1]
+    return [round(i * (available - 1) / (count - 1)) for i in range(count)]
 
 
 def without_retrieval_head(model: Student) -> Student:

@@ -1,5 +1,6 @@
 """The work folder of a run: whose it is, and results that are whole or not there."""
 
+import errno
 import json
 import logging
 import shutil
@@ -10,8 +11,14 @@ from tempfile import mkdtemp
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 log = logging.getLogger(__name__)
+
+#: What the name of a checksum in a recipe starts with.
+CONTENT = "content of "
+#: Of a disk, a quota or a file that has no room left.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -20,7 +27,8 @@ def claimed(work: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
 
     Args:
         work: the folder; made where it is missing.
-        recipe: every setting that changes what is computed, as JSON has it.
+        recipe: all that changes what is computed, as JSON has it: every setting, and a checksum of
+            everything that is read (see ``contents``).
 
     Raises:
         ValueError: for a folder with a run of other settings, naming them, or one that another
@@ -41,15 +49,16 @@ def _claim(work: Path, recipe: Mapping[str, Any]) -> None:
         theirs = json.loads(file.read_text())
         other = sorted(key for key in recipe if recipe[key] != theirs.get(key))
         if other:
+            # Another setting may change what is read too: only it is named.
+            told = [key for key in other if not key.startswith(CONTENT)] or other
             raise ValueError(
-                f"{work}: holds a run with other settings ({', '.join(other)}); give another "
+                f"{work}: holds a run with other settings ({', '.join(told)}); give another "
                 "--work folder, or delete this one"
             )
         log.info("going on with the run in %s", work)
         return
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(recipe, indent=1))
-    temporary.replace(file)
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(recipe, indent=1))
 
 
 def check_empty(out: Path) -> None:
@@ -59,8 +68,31 @@ def check_empty(out: Path) -> None:
 
 
 @contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A temporary file beside ``file`` to write; it becomes ``file`` where nothing fails.
+
+    Raises:
+        OSError: naming ``file`` and why, where it cannot be written.
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(file)
+    except BaseException as error:
+        # A full disk also fails here, where there may be no file.
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, (OSError, SafetensorError, RuntimeError)):
+            raise unwritten(file, error) from None
+        raise
+
+
+@contextmanager
 def built_whole(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to build a result in; it becomes ``out`` where nothing fails."""
+    """A folder beside ``out`` to build a result in; it becomes ``out`` where nothing fails.
+
+    Raises:
+        OSError: naming ``out`` and why, where the disk is full.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -68,6 +100,18 @@ def built_whole(out: Path) -> Iterator[Path]:
         if out.exists():
             out.rmdir()
         building.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(building, ignore_errors=True)
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if isinstance(error, SafetensorError) or full:
+            raise unwritten(out, error) from None
         raise
+
+
+def unwritten(path: Path, error: BaseException) -> OSError:
+    """What is told where ``path`` could not be written."""
+    if isinstance(error, OSError) and error.strerror:
+        return OSError(f"{path}: could not be written: {error.strerror}")
+    # torch tells of a full disk by its own internals only.
+    told = "" if isinstance(error, RuntimeError) else f" ({error})"
+    return OSError(f"{path}: could not be written, is the disk full?{told}")

@@ -327,6 +327,8 @@ def test_a_family_is_not_widened_by_what_does_not_fit(official, tmp_path):
             {"labels": ["x", "y", "z"]},
             "the family has bad, fair, good; this checkpoint has x, y, z",
         ),
+        # The same names in another order are other labels.
+        ({"labels": LABELS[::-1]}, "the family has bad, fair, good; this checkpoint has good, "),
         ({"labels": LABELS, "tokenizer": str(tmp_path)}, "the family has its tokenizer"),
     ]
     for options, message in cases:

@@ -45,6 +45,14 @@ def test_a_parquet_file_gives_the_same_texts_and_words(tmp_path):
         read_texts(tmp_path / "c.parquet")
 
 
+def test_marks_of_the_byte_order_and_blank_lines_at_the_end_are_passed_over(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.csv").write_bytes(mark + b"text,label\ngood,positive\n\n")
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "good", "label": "positive"}\n\n  \n')
+    for kind in ("csv", "jsonl"):
+        assert read_labelled(tmp_path / f"a.{kind}", LABELS).texts == ["good"]
+
+
 def test_columns_can_be_named(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("sentence,mood\ngood,positive\n")
@@ -59,6 +67,15 @@ def test_columns_can_be_named(tmp_path):
         ("a.csv", b"text,label\nx,great\n", r"line 2: unknown label 'great'; known: negative"),
         ("a.csv", b"text,label\n  ,positive\n", r"line 2: the text is empty"),
         ("a.csv", b"text,label\n", r"no rows"),
+        ("a.csv", b"", r"no rows"),
+        ("a.jsonl", b"\n", r"no rows"),
+        ("a.csv", b"text,label\nx\n", r"line 2: column 'label' has no value"),
+        ("a.csv", b"text,label\nx,\n", r"line 2: the label is empty"),
+        ("a.csv", b"text,label\nx, y,positive\n", r"line 2: more cells than the header's 2"),
+        ("a.csv", b"text\n" + b"x" * 200_000, r"line 2: not CSV: field larger"),
+        ("a.jsonl", b'{"text": "x", "label": null}\n', r"line 1: column 'label' has no value"),
+        ("a.jsonl", b'{"text": 3, "label": "positive"}', r"line 1: column 'text' is no text: 3"),
+        ("a.jsonl", b'{"text": "x", "label": "positive"}\n\n{}', r"line 2: the line is blank"),
         ("a.csv", b"text,label\nx\xff,positive\n", r"not UTF-8"),
         ("a.jsonl", b"{\n", r"line 1: not JSON"),
         ("a.jsonl", b"[1]\n", r"line 1: not a JSON object"),

@@ -1,14 +1,26 @@
 """Cutting a student and training it: what a stopped run must keep, on a tiny scale."""
 
+import json
+import logging
+import math
+import os
+import re
+import signal
+
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import Tokenizer
+from tokenizers.processors import BertProcessing
 
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.models.family import Family
+from muxserve.training import multiplex
 from muxserve.training.distillation import save_family
 from muxserve.training.goals import Goals
-from muxserve.training.multiplex import DistillSettings, distill
+from muxserve.training.multiplex import distill
 from muxserve.training.pretrained import plain_encoder
+from muxserve.training.recipe import DistillSettings
 from muxserve.training.student import cut_student, cut_tokenizer
 from tests.conftest import PIECES, tiny_bert, tiny_config, tiny_tokenizer
 
@@ -102,6 +114,124 @@ def test_a_cut_tokenizer_keeps_special_tokens_characters_and_the_frequent():
     assert [PIECES[old] for old in kept] == sorted(vocabulary, key=lambda piece: vocabulary[piece])
     assert tokenizer.encode("good film").tokens == ["[CLS]", "good", "film", "[SEP]"]
     assert "[UNK]" not in tokenizer.encode("very").tokens, "spelt by its characters"
+
+
+def test_a_cut_tokenizer_keeps_added_tokens_that_no_text_has():
+    given = tiny_tokenizer()
+    given.add_special_tokens(["[MASK]"])
+    given.add_tokens(["qqq"])
+    tokenizer, kept = cut_tokenizer(given, ["good film"] * 3, 60)
+    assert tokenizer.get_vocab_size() == len(kept) == 59
+    assert kept[-2:] == [given.token_to_id("[MASK]"), given.token_to_id("qqq")]
+    assert tokenizer.encode("good [MASK] qqq film").ids[2:4] == [57, 58]
+
+
+def test_a_cut_keeps_the_ends_that_a_tokenizer_puts_on():
+    given = tiny_tokenizer()
+    given.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    spec = json.loads(given.to_str())
+    # As in BERT's own vocabulary, where they do not come first.
+    swap = {"[CLS]": 9, "not": 2, "[SEP]": 10, "very": 3}
+    spec["model"]["vocab"].update(swap)
+    for token in spec["added_tokens"]:
+        token["id"] = swap.get(token["content"], token["id"])
+    spec["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 10], "cls": ["[CLS]", 9]}
+    tokenizer, _ = cut_tokenizer(Tokenizer.from_str(json.dumps(spec)), ["good film"], 57)
+    assert tokenizer.encode("good film").tokens == ["[CLS]", "good", "film", "[SEP]"]
+
+
+def test_a_cut_below_what_is_always_kept_is_refused():
+    with pytest.raises(ValueError, match=r"word_pieces: 50 are too few: special tokens and .* 55"):
+        cut_tokenizer(tiny_tokenizer(), TEXTS, 50)
+
+
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+def test_ctrl_c_keeps_every_whole_step(rows, targets, tmp_path, where, monkeypatch, caplog):
+    whole = distill(learner(), rows, targets, SETTINGS, tmp_path / "whole.pt")
+    rarely = SETTINGS.model_copy(update={"save_every_s": 1e9})
+    state = tmp_path / "stopped" / "distil.pt"
+    caplog.set_level(logging.INFO)
+
+    def stop(step: int) -> None:
+        raise KeyboardInterrupt
+
+    if where == "in a step":
+        clip = torch.nn.utils.clip_grad_norm_
+        steps: list[int] = []
+
+        def interrupted(*given):
+            steps.append(1)
+            if len(steps) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return clip(*given)
+
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            learner(),
+            rows,
+            targets,
+            rarely,
+            state,
+            evaluate=stop if where == "between steps" else None,
+            evaluate_every=5,
+        )
+    monkeypatch.undo()
+    assert torch.load(state)["step"] == 5
+    assert "stopped after step 5; the same command goes on from there" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = distill(learner(), rows, targets, rarely, state)
+    for (name, one), (_, other) in zip(
+        whole.state_dict().items(), resumed.state_dict().items(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_a_second_ctrl_c_does_not_wait_and_keeps_no_half_step(rows, targets, tmp_path, monkeypatch):
+    def twice(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", twice)
+    with pytest.raises(KeyboardInterrupt):
+        distill(learner(), rows, targets, SETTINGS, tmp_path / "distil.pt")
+    assert not (tmp_path / "distil.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_logs_plain_lines_and_curves(rows, targets, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(multiplex, "CURVE_STEPS", 4)
+    caplog.set_level(logging.INFO)
+    told = {"agreement/N=1": 0.5}
+    distill(
+        learner(),
+        rows,
+        targets,
+        SETTINGS,
+        tmp_path / "distil.pt",
+        evaluate=lambda step: told,
+        evaluate_every=6,
+    )
+    (line, _) = [one for one in caplog.messages if "losses" in one]
+    assert re.fullmatch(r"step 6 losses:( [a-z]+\d* [0-9.e-]+)+", line), line
+    assert all(len(figure.strip("-0.")) <= 5 for figure in re.findall(r" ([0-9.]+)", line))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert {"loss/single", "loss/task2", "loss/retrieval2", "agreement/N=1"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [(one.step, one.value) for one in events.Scalars("agreement/N=1")] == [
+        (6, 0.5),
+        (12, 0.5),
+    ]
+    assert [one.step for one in events.Scalars("loss/single")] == [4, 8, 12]
+
+
+def test_a_loss_that_is_no_number_is_not_averaged():
+    running = {"retrieval2": 1.0}
+    multiplex._average(running, {"single": 2.0, "retrieval": math.nan}, 2)
+    assert running == {"retrieval2": 1.0, "single": 2.0}
 
 
 def test_a_tokenizer_that_keeps_everything_is_unchanged():

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from muxserve.models import MuxBertForSequenceClassification
-from muxserve.training.distillation import build_student, spread
+from muxserve.training.distillation import build_student
 from muxserve.training.growth import start_from
 from muxserve.training.pretrained import plain_encoder
+from muxserve.training.student import spread
 from tests.conftest import PIECES, tiny_bert
 
 LABELS = ("negative", "positive")
@@ -98,9 +99,28 @@ def test_weights_without_a_retrieval_head_do(encoder, trained):
     start_from(student(encoder), state, encoder, {i: i for i in KEPT})
 
 
-def test_layers_that_cannot_be_put_between_are_refused(encoder):
-    with pytest.raises(ValueError, match=r"layers \[0, 1, 2, 3, 4, 5\] cannot become"):
-        start_from(student(encoder), student(encoder, layers=6).state_dict(), encoder, {})
+@pytest.mark.parametrize(
+    ("depth", "layers", "own"),
+    [
+        (3, 5, {0: 0, 2: 1, 4: 2}),  # the part-of-speech family from three layers
+        (3, 6, {0: 0, 2: 1, 5: 2}),  # the sentiment family from three layers
+        (4, 5, {0: 0, 1: 1, 2: 2, 4: 3}),  # the part-of-speech family from its own of four
+        (6, 5, {0: 0, 1: 1, 2: 2, 3: 4, 4: 5}),  # the part-of-speech family from sentiment's six
+        (6, 3, {0: 0, 1: 2, 2: 5}),
+        (5, 4, {0: 0, 1: 1, 2: 3, 3: 4}),
+    ],
+)
+def test_every_trained_layer_that_has_a_place_keeps_its_weights(encoder, depth, layers, own):
+    given = student(encoder, layers=depth)
+    with torch.no_grad():
+        for index, layer in enumerate(given.bert.encoder.layer):
+            layer.output.dense.bias.fill_(index + 1)
+    other = student(encoder, layers=layers)
+    start_from(other, given.state_dict(), encoder, {i: i for i in KEPT})
+    biases = [layer.output.dense.bias for layer in other.bert.encoder.layer]
+    trained = {place: int(bias[0]) - 1 for place, bias in enumerate(biases) if bias[0] >= 1}
+    assert trained == own
+    assert torch.isfinite(logits(other, 2)).all()
 
 
 def test_another_network_is_refused(encoder, trained):

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from safetensors.torch import load_file
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, ElectraConfig, ElectraModel
+from typer.testing import CliRunner
 
+from muxserve.cli import app
 from muxserve.models.convert import convert
 from muxserve.models.family import Family
 from muxserve.training.recipe import StageRecipe
 from muxserve.training.stage_trainer import StageTrainer, last_whole_checkpoint
 from muxserve.training.stages import run_stage
-from muxserve.training.work import claimed
 from tests.conftest import program, tiny_tokenizer
 from tests.models.test_convert import golden
 
@@ -256,6 +258,12 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(folder, tmp_path, sta
             '{"text": "a", "label": "yes"}\n{"text": "b", "label": "no"}\n{"text": "c"}',
             "row 2: column 'label' has no label",
         ),
+        (
+            '{"text": "a", "label": "yes"}\n{"text": "b", "label": "no"}\n'
+            '{"text": "c", "label": " "}',
+            "row 2: column 'label' has no label",
+        ),
+        ("\n", "no rows"),
         ('{"text": "good", "label": "yes"}\nnonsense', "line 2: not JSON"),
         ('{"text": "good", "label": "yes"}\n{"text": "bad", "label": "yes"}', "one label only"),
     ],
@@ -295,8 +303,9 @@ def test_a_label_that_training_did_not_have_is_named(folder, tmp_path):
 
 def test_a_second_run_of_the_same_command_is_refused_while_the_first_is_at_work(folder, tmp_path):
     one = recipe(folder, "finetune", folder / "bert", tmp_path / "out", num_instances=2)
+    one.work_folder.mkdir()
     with (
-        claimed(one.work_folder, one.what_is_computed()),
+        FileLock(one.work_folder / "lock"),
         pytest.raises(ValueError, match="another process is at work on this run"),
     ):
         run_stage(one)
@@ -311,6 +320,102 @@ def test_a_work_folder_of_other_settings_is_refused(folder, tmp_path):
     )
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         run_stage(one)
+
+
+def flipped_labels(data: Path, start: Path) -> None:
+    text = data.read_text()
+    data.write_text(text.replace('"yes"', '"maybe"').replace('"no"', '"yes"'))
+
+
+def other_text(data: Path, start: Path) -> None:
+    data.write_text(data.read_text().replace("film", "Film", 1))
+
+
+def other_weights(data: Path, start: Path) -> None:
+    state = load_file(start / "model.safetensors")
+    state["bert.encoder.layer.0.output.dense.bias"][3] += 1e-3
+    save_file(state, start / "model.safetensors", {"format": "pt"})
+
+
+def other_tokenizer(data: Path, start: Path) -> None:
+    file = start / "tokenizer.json"
+    file.write_text(file.read_text().replace('"lowercase": true', '"lowercase": false'))
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (flipped_labels, "content of data, content of measured data, content of start"),
+        (other_text, "content of"),
+        (other_weights, r"content of start\)"),
+        (other_tokenizer, r"content of tokenizer\)"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_after_what_it_reads_has_changed(folder, tmp_path, change, names):
+    data, start = tmp_path / "train.jsonl", tmp_path / "start"
+    shutil.copy(folder / "labelled.jsonl", data)
+    shutil.copytree(folder / "bert", start)
+    made = recipe(
+        folder, "finetune", start, tmp_path / "out", num_instances=2, steps=2, data=str(data)
+    )
+    run_stage(made)
+    shutil.rmtree(tmp_path / "out")
+    before = data.read_text(), (start / "tokenizer.json").read_text()
+    change(data, start)
+    assert change is other_weights or before != (
+        data.read_text(),
+        (start / "tokenizer.json").read_text(),
+    )
+    with pytest.raises(ValueError, match=rf"other settings \({names}"):
+        run_stage(made)
+
+
+def test_other_names_of_the_same_labels_are_another_run(folder, tmp_path):
+    def write(names: list[str]) -> None:
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        labels = [int("good" in text) for text in TEXTS]
+        data = Dataset.from_dict({"text": TEXTS, "label": labels}, features=features)
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        data.save_to_disk(tmp_path / "data")
+
+    write(["no", "yes"])
+    made = recipe(
+        folder,
+        "finetune",
+        folder / "bert",
+        tmp_path / "out",
+        num_instances=2,
+        steps=2,
+        data=str(tmp_path / "data"),
+    )
+    run_stage(made)
+    shutil.rmtree(made.out)
+    run_stage(made)
+    shutil.rmtree(made.out)
+    write(["yes", "no"])
+    with pytest.raises(ValueError, match="content of data"):
+        run_stage(made)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_that_is_named_must_be_there(folder, tmp_path, split):
+    made = recipe(folder, "finetune", folder / "bert", tmp_path / "out", eval_split=split)
+    with pytest.raises(ValueError, match=f"no split '{split}'; splits: train"):
+        run_stage(made)
+    other = {"eval_data": str(folder / "labelled.jsonl")}
+    with pytest.raises(ValueError, match=f"no split '{split}'; splits: train"):
+        run_stage(made.model_copy(update=other))
+
+
+def test_a_plain_model_is_trained_within_its_positions(folder, tmp_path):
+    long = tmp_path / "long.csv"
+    rows = [f"{'good film ' * 40},yes", f"{'bad film ' * 40},no"] * 20
+    long.write_text("\n".join(["text,label", *rows]))
+    made = recipe(folder, "finetune", folder / "bert", tmp_path / "out", num_instances=1, steps=2)
+    made = made.model_copy(update={"data": str(long)})
+    run_stage(made)
+    with pytest.raises(ValueError, match=r"max_length: .* takes 40 tokens, got 41"):
+        run_stage(made.model_copy(update={"out": tmp_path / "other", "max_length": 41}))
 
 
 def test_the_documented_commands_make_a_family(folder, tmp_path):
@@ -335,6 +440,20 @@ def test_the_documented_commands_make_a_family(folder, tmp_path):
             )
     spec = json.loads((tmp_path / "my-family" / "family.json").read_text())
     assert [member["num_instances"] for member in spec["members"]] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("stage", "has", "lacks"),
+    [
+        ("retrieval", ["--text-column"], ["--label-column", "--task", "--mask-share", "-coeff"]),
+        ("pretrain", ["--mask-share", "--generator"], ["--label-column", "--tags-column"]),
+        ("finetune", ["--label-column", "--task"], ["--mask-share", "--generator"]),
+    ],
+)
+def test_a_stage_offers_the_flags_that_apply_to_it(stage, has, lacks):
+    told = CliRunner().invoke(app, ["train", stage, "--help"]).stdout
+    assert all(flag in told for flag in has)
+    assert not any(flag in told for flag in lacks)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from muxserve.training.data import TaggedTexts, read_tagged
 from muxserve.training.distillation import save_family
 from muxserve.training.evaluation import evaluate_family, grouped_predictions, tagged_examples
 from muxserve.training.goals import token_goals
-from muxserve.training.multiplex import DistillSettings, distill
+from muxserve.training.multiplex import distill
+from muxserve.training.recipe import DistillSettings
 from muxserve.training.tags import tagged_rows
 from tests.conftest import TAGS, tiny_config, tiny_tokenizer
 

@@ -1,6 +1,8 @@
 """From a classifier and texts to a family, on a tiny scale: the path of docs/your-own-family.md."""
 
+import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,13 +16,16 @@ from transformers import (
     GPT2Model,
     PreTrainedModel,
 )
+from typer.testing import CliRunner
 
 from muxserve import Engine
+from muxserve.cli import app
 from muxserve.engine.config import EngineConfig
 from muxserve.models.family import Family
-from muxserve.training.distillation import FamilyRecipe, build_student, distill_family, spread
-from muxserve.training.multiplex import DistillSettings
+from muxserve.training.distillation import build_student, distill_family
 from muxserve.training.pretrained import plain_encoder
+from muxserve.training.recipe import DistillSettings, FamilyRecipe
+from muxserve.training.student import spread
 from tests.conftest import program, tiny_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "your-own-family.md"
@@ -174,11 +179,11 @@ def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_pa
 
 
 def test_soft_labels_are_computed_once_for_each_part(teacher, texts, tmp_path, monkeypatch):
-    from muxserve.training import distillation
+    from muxserve.training import teacher as teaching
 
-    monkeypatch.setattr(distillation, "SOFT_LABEL_PART", 100)
+    monkeypatch.setattr(teaching, "SOFT_LABEL_PART", 100)
     asked: list[int] = []
-    original = distillation.soft_labels
+    original = teaching.soft_labels
     stops = True
 
     def counted(model, tokenizer, part, **settings):
@@ -188,7 +193,7 @@ def test_soft_labels_are_computed_once_for_each_part(teacher, texts, tmp_path, m
         return original(model, tokenizer, part, **settings)
 
     one = recipe(teacher, texts)
-    monkeypatch.setattr(distillation, "soft_labels", counted)
+    monkeypatch.setattr(teaching, "soft_labels", counted)
     with pytest.raises(KeyboardInterrupt):
         distill_family(one)
     assert asked == [100, 100, 100]
@@ -253,6 +258,51 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(
     assert not (tmp_path / "family.work").exists()
 
 
+def test_texts_are_cut_to_the_teachers_positions(teacher, texts):
+    made = recipe(teacher, texts, max_length=None)
+    distill_family(made)
+    assert Family.load(made.out).spec.max_length == SIZES["max_position_embeddings"]
+
+
+def rename_labels(teacher: Path) -> None:
+    config = json.loads((teacher / "config.json").read_text())
+    config["id2label"] = {"0": "positive", "1": "negative"}
+    config["label2id"] = {"positive": 0, "negative": 1}
+    (teacher / "config.json").write_text(json.dumps(config))
+
+
+def retrain(teacher: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(teacher)
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-3
+    model.save_pretrained(teacher)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [(rename_labels, "labels"), (retrain, "content of teacher")],
+)
+def test_another_teacher_in_the_same_folder_is_another_run(teacher, texts, change, names):
+    made = recipe(teacher, texts)
+    distill_family(made)
+    shutil.rmtree(made.out)
+    change(teacher)
+    with pytest.raises(ValueError, match=rf"other settings \({names}\)"):
+        distill_family(made)
+    assert not made.out.exists()
+
+
+def test_a_teacher_without_label_names_is_given_them(teacher, texts):
+    config = json.loads((teacher / "config.json").read_text())
+    del config["id2label"], config["label2id"]
+    (teacher / "config.json").write_text(json.dumps({**config, "num_labels": 2}))
+    with pytest.raises(ValueError, match="its 2 labels have no names; give them with --labels"):
+        distill_family(recipe(teacher, texts))
+    made = recipe(teacher, texts, labels="bad, good")
+    distill_family(made)
+    assert Family.load(made.out).spec.labels == ["bad", "good"]
+
+
 @pytest.mark.parametrize("widths", [[1], [2, 5], [0, 1]])
 def test_widths_without_one_or_without_a_wider_are_refused(teacher, texts, widths):
     with pytest.raises(ValueError, match="1 must be among them, and a wider one"):
@@ -291,7 +341,13 @@ def test_the_documented_path_from_a_classifier_to_answers(teacher, texts, tmp_pa
     assert (tmp_path / "my-family" / "family.json").is_file()
 
 
-def test_mistakes_on_the_command_line_are_one_line(tmp_path):
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    needed = "teacher: x\ntexts: y\nout: z\n"
+    (tmp_path / "empty.yaml").write_text(f"{needed}distill:\n")
+    (tmp_path / "scalar.yaml").write_text(f"{needed}distill: 3000\n")
+    (tmp_path / "unknown.yaml").write_text(f"{needed}distill:\n  stepz: 3\n")
+    (tmp_path / "latin.yaml").write_bytes(b"teacher: caf\xe9\n")
     (tmp_path / "bad.yaml").write_text("- a list\n")
     (tmp_path / "odd.yaml").write_text("teacher: x\ntexts: y\nout: z\ncolour: red\n")
     for arguments, message in [
@@ -301,8 +357,16 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path):
         ("--config none.yaml", "none.yaml: No such file"),
         ("--teacher x --texts none.txt --out y", "none.txt: No such file"),
         ("--teacher x --texts y --out z 3", "unexpected argument 3"),
+        ("--num-instances 1 2 --steps 4 5 --out z", "unexpected argument 5"),
+        ("--num-instances=1 2 --out z 5", "unexpected argument 5"),
+        ("--num-instances 2 5 --teacher x --texts y --out z", "1 must be among them"),
+        ("--config empty.yaml", "empty.yaml: distill: expected settings as"),
+        ("--config scalar.yaml --steps 3", "scalar.yaml: distill: expected settings as"),
+        ("--config unknown.yaml", "distill.stepz: Extra inputs are not permitted"),
+        ("--config latin.yaml", "latin.yaml: not UTF-8 (byte 12)"),
+        ("--teacher x --texts y --out z --word-pieces 3", "word_pieces: Input should be"),
     ]:
-        done = program(f"muxserve train distill {arguments}", tmp_path)
-        assert done.returncode == 2, done.stderr
+        done = CliRunner().invoke(app, ["train", "distill", *shlex.split(arguments)])
+        assert done.exit_code == 2, done.stderr
         assert message in done.stderr.splitlines()[-1]
         assert len(done.stderr.splitlines()) == 1

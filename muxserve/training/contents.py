@@ -1,0 +1,51 @@
+"""Checksums of what a run reads, so that it is not gone on with after that has changed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: What a config says of where and by what it was written, not of the network.
+_NOT_THE_NETWORK = ("_name_or_path", "transformers_version")
+
+
+def of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over tensors: their names, shapes, types and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def of_model(model: PreTrainedModel) -> str:
+    """SHA-256 over a model's config, label names among it, and its weights."""
+    config = model.config.to_dict()
+    told = {key: value for key, value in config.items() if key not in _NOT_THE_NETWORK}
+    described = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256((described + of_tensors(model.state_dict())).encode()).hexdigest()
+
+
+def of_tokenizer(tokenizer: Tokenizer) -> str:
+    """SHA-256 over a tokenizer, whatever it was last told to cut or pad to."""
+    stored = json.loads(tokenizer.to_str())
+    stored["truncation"] = stored["padding"] = None
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+
+
+def of_dataset(part: "Dataset", columns: list[str]) -> str:
+    """SHA-256 over some columns of a data set, row by row, and their label names."""
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(f"{column} {part.features[column]}\0".encode())
+    for batch in part.select_columns(columns).iter(batch_size=1000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
