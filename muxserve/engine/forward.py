@@ -28,10 +28,9 @@ def load_to_serve(
     Raises:
         FamilyError: as ``Family.load``.
     """
-    loaded = Family.load(family, widths, dtype=DTYPES[dtype])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = Family.load(family, widths, dtype=DTYPES[dtype], device=device)
     for model in {id(model): model for model in loaded.models.values()}.values():
-        if torch.cuda.is_available():
-            torch.nn.Module.to(model, "cuda")
         pack_layers(model)
     return loaded
 

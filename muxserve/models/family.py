@@ -155,13 +155,15 @@ class Family:
         widths: Sequence[int] | None = None,
         *,
         dtype: torch.dtype | None = torch.float32,
+        device: str = "cpu",
     ) -> "Family":
         """Load a family by shipped name ("sentiment") or folder.
 
         Args:
             family: name or folder.
             widths: load only these N.
-            dtype: of the weights; None takes what is fastest here, see ``fastest_dtype``.
+            dtype: of the weights; None takes what is fastest there, see ``fastest_dtype``.
+            device: where the weights go, "cpu" or "cuda".
 
         Raises:
             FamilyError: naming the file and the field.
@@ -173,8 +175,8 @@ class Family:
         configs = _check_members(wanted, spec, folder, tokenizer)
         loaded = {
             path: _load_member(
-                folder / path, config, spec.task, dtype or fastest_dtype(configs.values())
-            )
+                folder / path, config, spec.task, dtype or fastest_dtype(configs.values(), device)
+            ).to(device)
             for path, config in configs.items()
         }
         models = {member.num_instances: loaded[member.path] for member in wanted}

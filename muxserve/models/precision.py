@@ -6,15 +6,17 @@ import torch
 from transformers import PreTrainedConfig
 
 
-def fastest_dtype(configs: Iterable[PreTrainedConfig]) -> torch.dtype:
-    """bfloat16 where the CPU multiplies matrices of it in hardware, float32 elsewhere.
+def fastest_dtype(configs: Iterable[PreTrainedConfig], device: str = "cpu") -> torch.dtype:
+    """bfloat16 where the device multiplies matrices of it in hardware.
 
-    Weights that were trained without an encoder mask (official checkpoints) stay in float32: they
-    are converted to give the reference's numbers, and their mask value of -10000 is too coarse in
-    bfloat16.
+    Elsewhere it is float32 on a CPU and float16 on a GPU. Weights that were trained without an
+    encoder mask (official checkpoints) stay in float32: they are converted to give the reference's
+    numbers, and their mask value of -10000 is too coarse in bfloat16.
     """
     if any(getattr(config, "encoder_mask", "union") == "none" for config in configs):
         return torch.float32
+    if device == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     processor = torch.cpu.get_capabilities()
     in_hardware = processor.get("avx512_bf16") or processor.get("amx_bf16")
     return torch.bfloat16 if in_hardware else torch.float32
