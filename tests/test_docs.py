@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from muxserve.bench.serving_report import as_markdown, summary
 from muxserve.errors import MuxserveError
 from muxserve.models.family import read_spec, resolve
 from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more errors
@@ -110,3 +111,21 @@ def test_the_benchmark_of_a_forward_runs_without_ray(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["num_instances"] for row in rows] == [1, 1, 2, 5, 10]
     assert all(row["texts_per_s"] > 0 and row["flops_per_s"] > 0 for row in rows)
+
+
+def test_the_tables_of_the_serving_benchmark_are_those_of_its_results():
+    report = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())
+    assert as_markdown(report) in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_every_figure_of_the_summary_comes_from_the_run_that_wrote_it():
+    report = json.loads((ROOT / "benchmarks" / "results" / "serving.json").read_text())
+    assert report["summary"] == pytest.approx(summary(report), nan_ok=True)
+    wanted = {f"{size}.gain_over_n1.{n}" for size in ("base", "shipped") for n in (2, 5, 10)}
+    for size in ("base", "shipped"):
+        for n in (1, 2, 5, 10):
+            wanted |= {f"{size}.gain_over_best_peer.{n}", f"{size}.served_over_offline.{n}"}
+    wanted |= {
+        f"burst.{key}.{name}" for key in ("elastic", "fixed1") for name in ("p99_ms", "shed")
+    }
+    assert wanted | {"shipped.lone_p50_over_floor"} <= report["summary"].keys()
