@@ -173,10 +173,9 @@ class Family:
         wanted = _wanted_members(spec, widths, folder)
         tokenizer = _read_tokenizer(folder / spec.tokenizer)
         configs = _check_members(wanted, spec, folder, tokenizer)
+        dtype = dtype or fastest_dtype(configs.values(), device)
         loaded = {
-            path: _load_member(
-                folder / path, config, spec.task, dtype or fastest_dtype(configs.values(), device)
-            ).to(device)
+            path: _load_member(folder / path, config, spec.task, dtype, device)
             for path, config in configs.items()
         }
         models = {member.num_instances: loaded[member.path] for member in wanted}
@@ -322,12 +321,12 @@ def _check_members(
 
 
 def _load_member(
-    folder: Path, config: PreTrainedConfig, task: Task, dtype: torch.dtype
+    folder: Path, config: PreTrainedConfig, task: Task, dtype: torch.dtype, device: str
 ) -> PreTrainedModel:
     # Not from_pretrained: all is checked by now, and it would draw a progress bar for each member.
     model: PreTrainedModel = AUTO_MODELS[task].from_config(config)
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    torch.nn.Module.to(model, dtype)
+    torch.nn.Module.to(model, device, dtype)
     return model.eval()
 
 
