@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,9 +25,10 @@ import uuid
 from pathlib import Path
 from typing import Self
 
+from muxserve.bench.server import HOST, free_port
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".cache" / "triton-server"
-HOST = "127.0.0.1"
 START_S = 120.0
 STOP_S = 15.0
 
@@ -216,13 +216,6 @@ class TritonServer:
     def _remove_shared_memory(self) -> None:
         for file in Path("/dev/shm").glob(f"{self._shared_memory}*"):
             file.unlink(missing_ok=True)
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

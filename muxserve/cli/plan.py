@@ -196,7 +196,7 @@ def _answers(
             f"the times are of N={measured.times.widths}, the family has other members",
             field="times",
         )
-    elastic = [n for n in allowed_widths(spec, known, EngineConfig()) if n in known]
+    elastic = allowed_widths(spec, known, EngineConfig())
     choices = [(str(n), [n]) for n in known]
     if len(elastic) > 1:
         choices.append(("elastic", elastic))

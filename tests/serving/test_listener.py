@@ -8,16 +8,11 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from muxserve.bench.server import free_port
 from muxserve.errors import InvalidInput
 from muxserve.serving.listener import Listener
 
 BOUND_S = 20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @asynccontextmanager

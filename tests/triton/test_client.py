@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muxserve.bench.triton_server import TritonServer, free_port
+from muxserve.bench.server import free_port
+from muxserve.bench.triton_server import TritonServer
 from muxserve.engine.request import Prediction
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
 from muxserve.models.family import Family

@@ -13,7 +13,8 @@ import pytest
 import ray
 from ray import serve
 
-from muxserve.bench.triton_server import TritonServer, free_port
+from muxserve.bench.server import free_port
+from muxserve.bench.triton_server import TritonServer
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
 from muxserve.serving.app import build_app

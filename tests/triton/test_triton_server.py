@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from muxserve.bench.triton_server import TritonFailed, TritonServer, free_port
+from muxserve.bench.server import free_port
+from muxserve.bench.triton_server import TritonFailed, TritonServer
 
 ROOT = Path(__file__).parents[2]
 BOUND_S = 60
