@@ -15,6 +15,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 from muxserve import __version__
+from muxserve.bench.server import free_port
 from tests.conftest import tiny_tokenizer
 
 ENVIRONMENT = {
@@ -199,12 +200,6 @@ def test_evaluate_measures_and_writes_on_request(family, tmp_path):
     wrong = muxserve("evaluate", str(family), "--data", str(data))
     assert wrong.returncode == 2
     assert "line 2: unknown label 'great'" in wrong.stderr
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,28 +27,12 @@ from ray import serve
 from muxserve.errors import FamilyError, InvalidInput
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
+from tests.ray_serve import BOUND_S, ray_serve, until
 
 pytestmark = pytest.mark.ray
 
-BOUND_S = 120
 ROOT = Path(__file__).parents[2]
 ARRANGEMENTS = {"separate": "default", "together": "together"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until the condition gives something true, and give it."""
-    end = time.monotonic() + BOUND_S
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"not within {BOUND_S} s: {what}")
 
 
 def config_of(family: Any, arrangement: str) -> ServeConfig:
@@ -69,29 +51,12 @@ def config_of(family: Any, arrangement: str) -> ServeConfig:
 @pytest.fixture(scope="module")
 def url(tiny_family) -> Iterator[str]:
     """Base URL of a Ray Serve with both arrangements."""
-    port = free_port()
-    # A short path: Ray's sockets live in it, and theirs may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="mux", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            namespace="serve",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-            log_to_driver=False,
-        )
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
-            for arrangement, name in ARRANGEMENTS.items():
-                prefix = "/" if name == "default" else f"/{name}"
-                app = build_app(config_of(tiny_family, arrangement))
-                serve.run(app, name=name, route_prefix=prefix)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    with ray_serve() as url:
+        for arrangement, name in ARRANGEMENTS.items():
+            prefix = "/" if name == "default" else f"/{name}"
+            app = build_app(config_of(tiny_family, arrangement))
+            serve.run(app, name=name, route_prefix=prefix)
+        yield url
 
 
 @pytest.fixture(params=list(ARRANGEMENTS))

@@ -1,38 +1,24 @@
 """An application with `backend: triton` on a real Ray Serve, in front of a real Triton server."""
 
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-import ray
 from ray import serve
 
-from muxserve.bench.server import free_port
 from muxserve.bench.triton_server import TritonServer
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
+from tests.ray_serve import BOUND_S, ray_serve, until
 
 pytestmark = [pytest.mark.triton, pytest.mark.ray]
-
-BOUND_S = 120
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Poll until the condition gives something true, and give it."""
-    end = time.monotonic() + BOUND_S
-    while time.monotonic() < end:
-        if result := condition():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"not within {BOUND_S} s: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +27,6 @@ def fronted(triton_environment, exported, tiny_family, tmp_path_factory) -> Iter
     folder = tmp_path_factory.mktemp("fronted")
     (folder / "tiny").symlink_to(exported.folder / "tiny")
     triton = TritonServer(folder, environment=triton_environment).start()
-    port = free_port()
     config = ServeConfig.model_validate(
         {
             "family": str(tiny_family),
@@ -50,27 +35,13 @@ def fronted(triton_environment, exported, tiny_family, tmp_path_factory) -> Iter
             "triton.wait_s": 0.5,
         }
     )
-    # A short path: Ray's sockets live in it, and theirs may have 107 characters.
-    with tempfile.TemporaryDirectory(prefix="mux", ignore_cleanup_errors=True) as temporary:
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            namespace="serve",
-            _node_ip_address="127.0.0.1",
-            _temp_dir=temporary,
-            log_to_driver=False,
-        )
-        try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        with ray_serve() as url:
             serve.run(build_app(config), name="default", route_prefix="/")
-            yield SimpleNamespace(url=f"http://127.0.0.1:{port}", triton=triton)
-        finally:
-            serve.shutdown()
-            ray.shutdown()
-            triton.kill()  # it would wait for connections that are gone
-            triton.stop()
+            yield SimpleNamespace(url=url, triton=triton)
+    finally:
+        triton.kill()  # it would wait for connections that are gone
+        triton.stop()
 
 
 def predict(url: str, inputs: Any, **options: Any) -> httpx.Response:
