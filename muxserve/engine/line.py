@@ -142,11 +142,20 @@ class Line:
                 self._changed.wait()
             self._wanted = 1
 
-    def waiting(self) -> list[Entry]:
-        """What waits, oldest first, without what nobody wants any more."""
+    @property
+    def distinct(self) -> int:
+        """Distinct texts that wait."""
+        return len(self._entries)
+
+    def waiting(self, most: int | None = None) -> list[Entry]:
+        """What waits, oldest first, without what nobody wants any more.
+
+        Args:
+            most: look no further than so many; None looks at everything. What a look costs must
+                not grow with a line that is longer than any batch.
+        """
         with self._changed:
-            dropped = self._drop_unwanted(time.monotonic())
-            entries = list(self._entries.values())
+            entries, dropped = self._drop_unwanted(time.monotonic(), most)
         # Settled outside the lock: what a caller does on it must not stop the line.
         for request, index, outcome in dropped:
             request.settle(index, outcome)
@@ -178,9 +187,16 @@ class Line:
         for entry in entries:
             entry.settle(outcome)
 
-    def _drop_unwanted(self, now_s: float) -> list[tuple[Request, int, Outcome]]:
+    def _drop_unwanted(
+        self, now_s: float, most: int | None
+    ) -> tuple[list[Entry], list[tuple[Request, int, Outcome]]]:
+        """The oldest entries that somebody wants, and what was taken out on the way to them."""
+        wanted: list[Entry] = []
         dropped: list[tuple[Request, int, Outcome]] = []
-        for key, entry in list(self._entries.items()):
+        gone: list[tuple[bytes, str | None]] = []
+        for key, entry in self._entries.items():
+            if len(wanted) == most:
+                break
             kept = []
             for request, index in entry.waiters:
                 deadline_s = request.options.deadline_s
@@ -195,16 +211,19 @@ class Line:
                     kept.append((request, index))
             if len(kept) < len(entry.waiters):
                 entry.waiters = kept
-                if kept:
-                    entry.width_limit = None
-                    for request, _ in kept:
-                        entry.width_limit = _narrower(
-                            entry.width_limit, request.options.max_num_instances
-                        )
-                else:
-                    del self._entries[key]
+                entry.width_limit = None
+                for request, _ in kept:
+                    entry.width_limit = _narrower(
+                        entry.width_limit, request.options.max_num_instances
+                    )
+            if kept:
+                wanted.append(entry)
+            else:
+                gone.append(key)
+        for key in gone:
+            del self._entries[key]
         self._texts -= len(dropped)
-        return dropped
+        return wanted, dropped
 
 
 def _narrower(a: int | None, b: int | None) -> int | None:

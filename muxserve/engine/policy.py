@@ -34,7 +34,12 @@ class Choice:
 
 
 def choose(
-    lengths: Iterable[int], times: ForwardTimes, widths: Sequence[int], target_s: float
+    lengths: Iterable[int],
+    times: ForwardTimes,
+    widths: Sequence[int],
+    target_s: float,
+    *,
+    behind: int = 0,
 ) -> Choice:
     """The smallest N that drains the line within the target.
 
@@ -43,16 +48,18 @@ def choose(
     much, whatever a noisy measurement says. So a lone text is always served at the narrowest N.
 
     Args:
-        lengths: tokens of each waiting text.
+        lengths: tokens of each waiting text that was looked at; not empty.
         times: predictions.
         widths: every N that may be chosen, ascending.
         target_s: the latency target.
+        behind: more texts that wait behind those; they are taken to be of the same lengths.
     """
     ordered = sorted(lengths)
+    share = (len(ordered) + behind) / len(ordered)
     ends = [bisect.bisect_right(ordered, bucket) for bucket in times.lengths]
     starts = [0, *ends[:-1]]
     buckets = {
-        bucket: end - start
+        bucket: math.ceil((end - start) * share)
         for bucket, start, end in zip(times.lengths, starts, ends, strict=True)
         if end > start
     }
@@ -96,6 +103,7 @@ def decide(
     *,
     in_flight: int,
     max_groups: int,
+    behind: int = 0,
 ) -> Decision:
     """N, G and the moment of the next forward.
 
@@ -110,10 +118,11 @@ def decide(
         target_s: texts are to be answered within this time.
         in_flight: forwards that may run at once.
         max_groups: most groups of a forward.
+        behind: texts that wait behind ``waiting``, where the line is too long to look at.
     """
     budget_s = DRAIN_SHARE * target_s * in_flight
-    n = choose([*waiting, *running], times, widths, budget_s).num_instances
-    share = -(-(len(waiting) + len(running)) // in_flight)
+    n = choose([*waiting, *running], times, widths, budget_s, behind=behind).num_instances
+    share = -(-(len(waiting) + behind + len(running)) // in_flight)
     groups = min(max_groups, -(-share // n))
     if not running:
         return Decision(n, groups, 1)

@@ -9,9 +9,10 @@ import heapq
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from muxserve.engine.policy import decide
-from muxserve.engine.slots import Plan, plan
+from muxserve.engine.slots import Plan, plan, sight
 from muxserve.engine.times import ForwardTimes
 
 
@@ -123,7 +124,7 @@ def simulate(texts: Sequence[SimulatedText], times: ForwardTimes, replicas: Repl
         nonlocal started
         line, own = lines[index], running[index]
         while line and len(own) < replicas.in_flight:
-            waiting = list(line)
+            waiting = list(islice(line, sight(replicas.widths, replicas.max_groups)))
             decision = decide(
                 [text.length for text in waiting],
                 [text.length for batch in own for text in batch.texts],
@@ -132,6 +133,7 @@ def simulate(texts: Sequence[SimulatedText], times: ForwardTimes, replicas: Repl
                 replicas.target_s,
                 in_flight=replicas.in_flight,
                 max_groups=replicas.max_groups,
+                behind=len(line) - len(waiting),
             )
             if len(waiting) < decision.enough:
                 return

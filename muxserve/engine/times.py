@@ -10,6 +10,8 @@ from typing import Any
 
 #: Weight of the newest observation in the running correction.
 SMOOTHING = 0.1
+#: The part of a deviation that is taken to be the machine's.
+SHARED = 0.8
 #: A batch size is large enough once it reaches this share of the best texts per second.
 GOOD_ENOUGH = 0.95
 
@@ -17,8 +19,10 @@ GOOD_ENOUGH = 0.95
 class ForwardTimes:
     """Seconds of one forward, on a grid of N, length bucket and groups.
 
-    Between grid points predictions are linear in length and in groups. A correction per (N, length
-    bucket) follows what is observed: an exponential average, so that a slow moment fades.
+    Between grid points predictions are linear in length and in groups. Corrections follow what is
+    observed, as exponential averages, so that a slow moment fades: most of a deviation is taken to
+    be the machine's and corrects everything, the rest is of this (N, length bucket) alone.
+    Otherwise a busy machine would seem to slow down just the N that it runs.
     """
 
     def __init__(self, lengths: Sequence[int], groups: Sequence[int]) -> None:
@@ -29,6 +33,7 @@ class ForwardTimes:
         self.lengths = list(lengths)
         self.groups = list(groups)
         self._seconds: dict[tuple[int, int], list[float]] = {}
+        self._machine = 1.0
         self._correction: dict[tuple[int, int], float] = {}
 
     def set(self, n: int, length: int, seconds: Sequence[float]) -> None:
@@ -97,11 +102,12 @@ class ForwardTimes:
         ratio = seconds / self.predict(n, length, groups)
         # One stalled forward must not triple what is believed of the next hundred.
         ratio = min(max(ratio, 0.25), 4.0)
-        self._correction[key] *= 1 + SMOOTHING * (ratio - 1)
+        self._machine *= 1 + SMOOTHING * SHARED * (ratio - 1)
+        self._correction[key] *= 1 + SMOOTHING * (1 - SHARED) * (ratio - 1)
 
     def _at_bucket(self, n: int, bucket: int, groups: int) -> float:
         seconds = self._seconds[n, bucket]
-        correction = self._correction[n, bucket]
+        correction = self._machine * self._correction[n, bucket]
         index = bisect.bisect_left(self.groups, groups)
         if index == 0:
             return seconds[0] * correction

@@ -17,7 +17,7 @@ from muxserve.engine.forward import Executor
 from muxserve.engine.line import Entry, Line
 from muxserve.engine.policy import decide
 from muxserve.engine.request import Prediction
-from muxserve.engine.slots import Plan, plan, unplan
+from muxserve.engine.slots import Plan, plan, sight, unplan
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import ForwardTimes, SpreadGain, measure
 from muxserve.errors import ForwardFailed, MuxserveError, NotReady
@@ -62,6 +62,7 @@ class Workers:
         self._widths = list(widths)
         self._target_s = target_s
         self._max_groups = max_groups
+        self._sight = sight(self._widths, max_groups)
         self._of_tokens = of_tokens
         self._gain = SpreadGain()
         self._stats = EngineStats()
@@ -195,7 +196,7 @@ class Workers:
                 running = list(self._running.values())
             if not (first or running):
                 return None
-            waiting = self._line.waiting()
+            waiting = self._line.waiting(self._sight)
             started_s = time.perf_counter()
             if not waiting and not self._line.open:
                 return None
@@ -210,6 +211,7 @@ class Workers:
                 self._target_s,
                 in_flight=self._executor.in_flight,
                 max_groups=self._max_groups,
+                behind=max(0, self._line.distinct - len(waiting)),
             )
             if len(waiting) < decision.enough and self._line.open:
                 self._line.gather(decision.enough, wakes)

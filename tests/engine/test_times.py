@@ -19,13 +19,24 @@ def test_a_text_below_the_first_bucket_costs_as_the_first_bucket():
     assert times.predict(1, 3, 1) == times.predict(1, 16, 1)
 
 
-def test_observations_move_predictions_of_their_bucket_only():
+def test_what_slows_one_n_down_is_taken_to_slow_all_but_for_a_part():
+    """A busy machine must not seem to slow down just the N that it happens to run."""
     times = linear_times()
-    before, other = times.predict(1, 32, 4), times.predict(1, 64, 4)
+    before, other = times.predict(1, 32, 4), times.predict(5, 64, 4)
     for _ in range(100):
         times.observe(1, 32, 4, 3 * before)
     assert times.predict(1, 32, 4) == pytest.approx(3 * before, rel=0.01)
-    assert times.predict(1, 64, 4) == other
+    assert 2 * other < times.predict(5, 64, 4) < 3 * other
+
+
+def test_an_n_that_is_slower_than_measured_is_told_apart_in_time():
+    times = linear_times()
+    real = {n: times.predict(n, 32, 4) * (2 if n == 5 else 1) for n in (1, 2, 5)}
+    for _ in range(100):
+        for n, seconds in real.items():
+            times.observe(n, 32, 4, seconds)
+    for n, seconds in real.items():
+        assert times.predict(n, 32, 4) == pytest.approx(seconds, rel=0.1)
 
 
 def test_one_stalled_forward_hardly_moves_them():
