@@ -94,6 +94,7 @@ def measure_burst(
         "requests": len(arrivals),
         "statuses": {str(status): count for status, count in sorted(result.statuses.items())},
         "shed": sum(count for status, count in result.statuses.items() if status != 200),
+        "client_cpu_s": result.cpu_s,
         "p50_ms": result.quantile_ms(0.5),
         "p99_ms": result.quantile_ms(0.99),
         "burst_p99_ms": 1000 * sorted(during)[int(0.99 * len(during))] if during else None,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from muxserve.engine.request import Outcome, Prediction, RequestOptions, Tokens
-from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded
+from muxserve.errors import DeadlineExceeded, MuxserveError
 from muxserve.serving.config import IngressConfig
 from muxserve.serving.errors import Internal
 
@@ -187,7 +187,6 @@ class BundlingBackend:
         self._replicas = replicas
         self._max_calls = config.max_calls_in_flight
         self._max_texts = config.max_texts_per_bundle
-        self._max_waiting_texts = config.max_waiting_texts
         # In order of arrival; a dict, so that a cancelled request leaves at once.
         self._line: dict[_Waiting, None] = {}
         self._waiting_texts = 0
@@ -198,11 +197,6 @@ class BundlingBackend:
         self._cancelled_texts = 0
 
     async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
-        if self._waiting_texts and self._waiting_texts + len(tokens) > self._max_waiting_texts:
-            raise Overloaded(
-                f"the line is full: {self._waiting_texts} of {self._max_waiting_texts} texts wait "
-                f"for a replica and {len(tokens)} more came; try again later"
-            )
         loop = asyncio.get_running_loop()
         waiting = _Waiting(tokens, options, loop.create_future())
         self._line[waiting] = None

@@ -59,7 +59,10 @@ class IngressConfig(BaseModel):
         "length, so that a full line answers 503 in our words.",
     )
     max_waiting_texts: int = Field(
-        4096, ge=1, description="Texts that may wait here for a bundle; more are refused with 503."
+        4096,
+        ge=1,
+        description="Texts that one ingress holds, from before they are tokenized until they are "
+        "answered; more are refused with 503.",
     )
     max_calls_in_flight: int = Field(
         4,

@@ -56,7 +56,9 @@ class MuxIngress:
             calls = ReplicaCalls(replicas, config.ingress.replica_wait_s)
             backend = BundlingBackend(calls, config.ingress)
         encoder = TextEncoder.of_family(family)
-        self._service = TextService(family.spec, encoder, backend, config.limits)
+        self._service = TextService(
+            family.spec, encoder, backend, config.limits, config.ingress.max_waiting_texts
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""

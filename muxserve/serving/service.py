@@ -5,15 +5,16 @@ of a request: where one text fails, the whole request gets that error, which nam
 """
 
 import asyncio
+import contextlib
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from muxserve.engine.request import Prediction, RequestOptions, Tokens
 from muxserve.engine.tokens import TextEncoder
-from muxserve.errors import DeadlineExceeded, MuxserveError, TooManyTexts
+from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
 from muxserve.serving.config import LimitsConfig
@@ -54,12 +55,27 @@ class TextService:
     """Answers requests of one family, for as many callers as there are."""
 
     def __init__(
-        self, spec: FamilySpec, encoder: TextEncoder, backend: Backend, limits: LimitsConfig
+        self,
+        spec: FamilySpec,
+        encoder: TextEncoder,
+        backend: Backend,
+        limits: LimitsConfig,
+        most_texts: int,
     ) -> None:
+        """Args:
+        spec: of the family.
+        encoder: its tokenizer.
+        backend: what answers.
+        limits: of one request.
+        most_texts: texts of all requests together; more are refused.
+        """
         self.spec = spec
         self.backend = backend
         self.limits = limits
         self.stages = Stages()
+        self._most_texts = most_texts
+        self._texts = 0
+        self._shed = 0
         self._tokenizing = Tokenizing(encoder)
 
     async def classify(
@@ -94,10 +110,11 @@ class TextService:
         options = RequestOptions(max_num_instances, deadline_s, isolation_key)
         try:
             async with asyncio.timeout(deadline_s - time.monotonic()):
-                started_s = time.perf_counter()
-                tokens = await self._tokenizing.encode(texts, truncate=truncate)
-                encoded_s = time.perf_counter()
-                outcomes = await self.backend.classify(tokens, options)
+                with self._place(len(texts)):
+                    started_s = time.perf_counter()
+                    tokens = await self._tokenizing.encode(texts, truncate=truncate)
+                    encoded_s = time.perf_counter()
+                    outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
         self.stages.requests += 1
@@ -110,9 +127,34 @@ class TextService:
             predictions.append(outcome)
         return Answered(predictions, tokens)
 
+    @contextlib.contextmanager
+    def _place(self, texts: int) -> Iterator[None]:
+        """Hold a place for so many texts, from before they cost anything until they are answered.
+
+        Raises:
+            Overloaded: there is none. A request that is alone always has one.
+        """
+        if self._texts and self._texts + texts > self._most_texts:
+            self._shed += texts
+            raise Overloaded(
+                f"the ingress is full: {self._texts} of {self._most_texts} texts are under way "
+                f"and {texts} more came; try again later"
+            )
+        self._texts += texts
+        try:
+            yield
+        finally:
+            self._texts -= texts
+
     async def stats(self) -> dict[str, Any]:
         """Counters of the engines behind it, and of the requests that came through it."""
-        return {**await self.backend.stats(), "stages": asdict(self.stages)}
+        behind = await self.backend.stats()
+        own = {"texts_under_way": self._texts, "shed": self._shed}
+        return {
+            **behind,
+            "ingress": {**behind.get("ingress", {}), **own},
+            "stages": asdict(self.stages),
+        }
 
 
 def _of_text(error: MuxserveError, index: int, count: int) -> MuxserveError:

@@ -199,21 +199,6 @@ def test_a_late_request_is_told_so_and_not_sent():
     run(test, max_calls_in_flight=1)
 
 
-def test_a_full_line_refuses_and_takes_again_when_it_empties():
-    async def test(backend, replicas):
-        first = ask(backend, tokens(1))
-        await until(lambda: replicas.bundles)
-        second = ask(backend, tokens(2), tokens(3))
-        await until(lambda: backend._waiting_texts == 2)
-        with pytest.raises(Overloaded):
-            await backend.classify([tokens(4)], RequestOptions())
-        replicas.released.set()
-        await asyncio.gather(first, second)
-        assert len(await backend.classify([tokens(4)], RequestOptions())) == 1
-
-    run(test, max_calls_in_flight=1, max_waiting_texts=2)
-
-
 def test_an_error_of_a_call_is_everybodys_in_it_and_nobody_elses():
     async def test(backend, replicas):
         real = replicas.classify_bundle

@@ -68,7 +68,9 @@ def served(tiny_family) -> Iterator[SimpleNamespace]:
     gate = Gate(family)
     config = EngineConfig(warm_up_s=0.5, max_waiting_texts=4)
     with Engine(family, config, executor=gate) as engine:
-        service = TextService(family.spec, engine.encoder, LocalBackend(engine), LIMITS)
+        service = TextService(
+            family.spec, engine.encoder, LocalBackend(engine), LIMITS, most_texts=64
+        )
         yield SimpleNamespace(app=create_app(service), engine=engine, gate=gate)
 
 
@@ -391,7 +393,9 @@ def test_an_n_below_the_narrowest_is_refused_by_the_engine_too(tiny_family):
     family = Family.load(tiny_family)
     config = EngineConfig(warm_up_s=0.2, num_instances=5)
     with Engine(family, config) as engine:
-        service = TextService(family.spec, engine.encoder, LocalBackend(engine), LIMITS)
+        service = TextService(
+            family.spec, engine.encoder, LocalBackend(engine), LIMITS, most_texts=64
+        )
         response = within(
             lambda client: client.post("/predict", json={"inputs": "good", "max_num_instances": 2}),
             create_app(service),
@@ -436,7 +440,11 @@ def test_a_deadline_that_passes(served):
 def test_the_servers_own_deadline_bounds_the_requests(served):
     limits = LimitsConfig(request_timeout_s=0.02)
     service = TextService(
-        served.engine.family.spec, served.engine.encoder, LocalBackend(served.engine), limits
+        served.engine.family.spec,
+        served.engine.encoder,
+        LocalBackend(served.engine),
+        limits,
+        most_texts=64,
     )
 
     async def test(client: httpx.AsyncClient) -> httpx.Response:
@@ -449,7 +457,11 @@ def test_the_servers_own_deadline_bounds_the_requests(served):
 def test_a_body_that_never_ends_meets_the_deadline(served):
     limits = LimitsConfig(request_timeout_s=0.02)
     service = TextService(
-        served.engine.family.spec, served.engine.encoder, LocalBackend(served.engine), limits
+        served.engine.family.spec,
+        served.engine.encoder,
+        LocalBackend(served.engine),
+        limits,
+        most_texts=64,
     )
 
     async def body() -> AsyncIterator[bytes]:
@@ -458,6 +470,36 @@ def test_a_body_that_never_ends_meets_the_deadline(served):
 
     response = within(lambda client: client.post("/predict", content=body()), create_app(service))
     refused(response, 504, "deadline_exceeded")
+
+
+def test_a_full_ingress_refuses_before_a_text_costs_anything_and_takes_again(served):
+    encoded: list[int] = []
+
+    class Counting:
+        def encode_each(self, requests: Any) -> Any:
+            encoded.append(len(requests))
+            return served.engine.encoder.encode_each(requests)
+
+    service = TextService(
+        served.engine.family.spec, Counting(), LocalBackend(served.engine), LIMITS, most_texts=2
+    )
+
+    async def test(client: httpx.AsyncClient) -> None:
+        with served.gate.held():
+            first = asyncio.create_task(client.post("/predict", json={"inputs": ["good", "bad"]}))
+            await until(lambda: encoded)
+            full = await client.post("/predict", json={"inputs": "more"})
+            refused(full, 503, "overloaded")
+            assert int(full.headers["retry-after"]) >= 1
+            assert encoded == [1]
+            own = (await client.get("/stats")).json()["ingress"]
+            assert (own["texts_under_way"], own["shed"]) == (2, 1)
+        assert (await first).status_code == 200
+        alone = await client.post("/predict", json={"inputs": ["a good", "a bad", "an ugly film"]})
+        assert alone.status_code == 200
+        assert (await client.get("/stats")).json()["ingress"]["texts_under_way"] == 0
+
+    within(test, create_app(service))
 
 
 def test_a_request_whose_client_has_gone_leaves_the_line(served):

@@ -32,7 +32,9 @@ def engine(tiny_token_family) -> Iterator[Engine]:
 
 
 def ask(engine: Engine, path: str, body: object) -> httpx.Response:
-    service = TextService(engine.family.spec, engine.encoder, LocalBackend(engine), LimitsConfig())
+    service = TextService(
+        engine.family.spec, engine.encoder, LocalBackend(engine), LimitsConfig(), most_texts=512
+    )
 
     async def one() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(service))
