@@ -17,6 +17,9 @@ from muxserve.errors import InvalidInput
 
 #: A request that takes longer is watched for a client that has gone; most are answered before.
 _WATCH_AFTER_S = 0.1
+#: Listening sockets that share the port. uvloop takes one connection of each per turn of the loop.
+#: Under load turns are long, and with one socket new clients wait until the kernel drops them.
+_SOCKETS = 16
 
 
 class Listener:
@@ -28,7 +31,7 @@ class Listener:
         Raises:
             InvalidInput: nothing can listen there.
         """
-        self._socket = bound_socket(host, port)
+        self._sockets = [bound_socket(host, port) for _ in range(_SOCKETS)]
         self._task: asyncio.Task[None] | None = None
         self._server: uvicorn.Server | None = None
 
@@ -48,7 +51,7 @@ class Listener:
         )
         self._server = _Server(config)
         self._task = asyncio.get_running_loop().create_task(
-            self._server.serve(sockets=[self._socket])
+            self._server.serve(sockets=self._sockets)
         )
 
     async def stop(self) -> None:
