@@ -40,6 +40,11 @@ class EngineConfig(BaseModel):
     max_waiting_texts: int = Field(
         4096, ge=1, description="Texts that may wait; more are refused with 503."
     )
+    runtime: Literal["torch", "openvino"] = Field(
+        "torch",
+        description="What runs the forward. openvino (a CPU only; needs muxserve[openvino], some "
+        "seconds more to start) is quicker, most of all where the ingress is in the same process.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Of weights and forward. auto: bfloat16 where the CPU has instructions for it, "

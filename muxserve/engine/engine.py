@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from muxserve.engine.config import EngineConfig, available_cores
-from muxserve.engine.forward import Executor, TorchExecutor, load_to_serve
+from muxserve.engine.forward import Executor, load_to_serve, make_executor
 from muxserve.engine.line import Line
 from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
 from muxserve.engine.scores import Classification, Tagging, label_scores, word_labels
@@ -49,7 +49,7 @@ class Engine:
         Args:
             family: a loaded family.
             config: settings; defaults serve.
-            executor: what runs the forwards; torch in this process by default.
+            executor: what runs the forwards; by default as the config says.
             on_progress: called with the share of the warm-up done.
 
         Raises:
@@ -62,10 +62,9 @@ class Engine:
         self.times = grid(family.spec.max_length, self.config.max_groups, family.padded_length)
         self._target_s = self.config.latency_target_ms / 1000
         threads = self.config.torch_threads or available_cores()
-        executor = executor or TorchExecutor(
-            family.models,
-            pad_id=family.pad_id,
-            padded_length=family.padded_length,
+        executor = executor or make_executor(
+            family,
+            self.config.runtime,
             threads=threads,
             in_flight=self.config.forwards_in_flight or min(2, threads),
         )
@@ -96,7 +95,8 @@ class Engine:
             FamilyError: as ``Family.load``.
         """
         config = config or EngineConfig()
-        return cls(load_to_serve(family, config.dtype), config, on_progress=on_progress)
+        loaded = load_to_serve(family, config.dtype, runtime=config.runtime)
+        return cls(loaded, config, on_progress=on_progress)
 
     def submit(self, request: Request) -> None:
         """Put a request in the line and return at once; ``request.on_done`` tells the end.

@@ -21,13 +21,19 @@ DTYPES: dict[str, torch.dtype | None] = {
 
 
 def load_to_serve(
-    family: str | Path, dtype: str = "auto", widths: Sequence[int] | None = None
+    family: str | Path,
+    dtype: str = "auto",
+    widths: Sequence[int] | None = None,
+    *,
+    runtime: str = "torch",
 ) -> Family:
     """A family on the device that serves it, in the settings' ``dtype`` and ready for inference.
 
     Raises:
         FamilyError: as ``Family.load``.
     """
+    if runtime == "openvino":
+        return Family.load(family, widths, dtype=DTYPES[dtype])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = Family.load(family, widths, dtype=DTYPES[dtype], device=device)
     for model in {id(model): model for model in loaded.models.values()}.values():
@@ -59,6 +65,32 @@ class Executor(Protocol):
             rows: token ids of each slot.
             alone: no other forward will run meanwhile.
         """
+
+
+def make_executor(family: Family, runtime: str, *, threads: int, in_flight: int) -> Executor:
+    """What runs the forwards of a family that ``load_to_serve`` loaded for this ``runtime``.
+
+    Raises:
+        InvalidInput: the runtime is not installed.
+    """
+    if runtime == "openvino":
+        from muxserve.engine.openvino import OpenVinoExecutor  # an optional extra
+
+        return OpenVinoExecutor(
+            family.models,
+            pad_id=family.pad_id,
+            padded_length=family.padded_length,
+            max_length=family.spec.max_length,
+            threads=threads,
+            in_flight=in_flight,
+        )
+    return TorchExecutor(
+        family.models,
+        pad_id=family.pad_id,
+        padded_length=family.padded_length,
+        threads=threads,
+        in_flight=in_flight,
+    )
 
 
 class TorchExecutor:
