@@ -1,7 +1,8 @@
 """A planned batch in, logits out. The only engine module that knows what runs the model."""
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,13 +33,30 @@ def load_to_serve(
     Raises:
         FamilyError: as ``Family.load``.
     """
-    if runtime == "openvino":
-        return Family.load(family, widths, dtype=DTYPES[dtype])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = Family.load(family, widths, dtype=DTYPES[dtype], device=device)
-    for model in {id(model): model for model in loaded.models.values()}.values():
-        pack_layers(model)
-    return loaded
+    with _without_a_pool():
+        if runtime == "openvino":
+            return Family.load(family, widths, dtype=DTYPES[dtype])
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded = Family.load(family, widths, dtype=DTYPES[dtype], device=device)
+        for model in {id(model): model for model in loaded.models.values()}.values():
+            pack_layers(model)
+        return loaded
+
+
+@contextlib.contextmanager
+def _without_a_pool() -> Iterator[None]:
+    """Keep torch from starting OpenMP threads for the calling thread.
+
+    They would never end. And where a process has more OpenMP threads than cores, all of them sleep
+    between operations instead of spinning: a lone text then takes twice as long on the forward
+    threads, which have threads of their own.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Executor(Protocol):
