@@ -42,6 +42,15 @@ TEXTS = 2000
 #: Texts of the offline loop; all 2,000 of the base size take minutes at N=1.
 OFFLINE_TEXTS = {"base": 400, "shipped": TEXTS}
 WIDTHS = (1, 2, 5, 10)
+#: Other ways of serving, each beside ``--settings`` at N=1 and at the widest N: name, what stands
+#: before the ingress (None: ``--proxy``), settings.
+VARIANTS: tuple[tuple[str, str | None, list[str]], ...] = (
+    ("torch", None, ["engine.runtime=torch"]),
+    ("torch, int8", None, ["engine.runtime=torch", "engine.dtype=int8"]),
+    ("separate", None, ["arrangement=separate"]),
+    ("haproxy", "haproxy", []),
+    ("python proxy", "python", []),
+)
 
 
 def main() -> None:
@@ -83,13 +92,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--settings",
         nargs="*",
-        default=["arrangement=together"],
+        default=["arrangement=together", "engine.runtime=openvino"],
         help="key=value settings of muxserve, beside N and the CPUs",
     )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--environments", type=Path, default=Path(".cache/peers"), help="of the peers, made once"
     )
+    parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--burst", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--target-ms", type=float, default=250.0, help="of the burst")
     parser.add_argument("--burst-seconds", type=float, default=30.0)
@@ -124,6 +134,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
         "offline": offline,
         "bare_forward_p50_ms": bare_forward_ms(family, rows[:200]),
         "ours": {},
+        "variants": {},
         "peers": {},
     }
     del family
@@ -136,11 +147,41 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
             result["ours"][key] = loads(server, f"{name}: {key}", texts, options)
             if n is None:
                 result["lone"] = lone(server, texts, options)
+    if options.variants:
+        for variant, proxy, settings in VARIANTS:
+            for n in (WIDTHS[0], WIDTHS[-1]):
+                key = f"{variant}, N={n}"
+                result["variants"][key] = measure_variant(
+                    f"{name}: {key}",
+                    path,
+                    [*options.settings, *settings, f"engine.num_instances={n}"],
+                    proxy or options.proxy,
+                    texts,
+                    options,
+                )
     if options.peers:
         plain = plain_model(name, path, folder)
         for peer_name in PEERS:
             result["peers"][peer_name] = measure_peer(peer_name, plain, name, texts, options)
     return result
+
+
+def measure_variant(
+    what: str,
+    path: Path,
+    settings: Sequence[str],
+    proxy: str,
+    texts: Sequence[str],
+    options: argparse.Namespace,
+) -> Any:
+    """The closed loop with the most clients; one that does not start is said, not hidden."""
+    settings = [*settings, f"replicas.num_cpus={available_cores()}"]
+    try:
+        with running_muxserve(path, settings, proxy=proxy) as server:
+            return loads(server, what, texts, options, [max(options.clients)])
+    except RuntimeError as error:
+        tell(str(error))
+        return {"failed": str(error).splitlines()[-1][:200]}
 
 
 def bare_forward_ms(family: Family, rows: Sequence[np.ndarray]) -> float:
@@ -165,11 +206,12 @@ def loads(
     what: str,
     texts: Sequence[str],
     options: argparse.Namespace,
+    clients_each: Sequence[int] | None = None,
     **request: Any,
 ) -> list[dict[str, Any]]:
     """The closed loop at each number of clients."""
     measured = []
-    for clients in options.clients:
+    for clients in clients_each or options.clients:
         tell(f"{what}, {clients} clients")
         before = server.cpu_seconds()
         stages = server.stats() if isinstance(server, RunningServer) else None

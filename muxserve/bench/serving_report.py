@@ -60,6 +60,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     for name, family in report["families"].items():
         for clients in report["clients"]:
             lines += ["", *_family_table(name, family, clients)]
+        if family.get("variants"):
+            lines += ["", *_variants_table(name, family, max(report["clients"]))]
+        lines += ["", *_stages_table(name, family, max(report["clients"]))]
         lone, floor = family["lone"], family["bare_forward_p50_ms"]
         lines += [
             "",
@@ -97,6 +100,47 @@ def _family_table(name: str, family: Mapping[str, Any], clients: int) -> list[st
             f"| {one['server_cpu_ms_per_text']:.2f} | {one['client_cpu_ms_per_text']:.2f} |"
         )
     return lines
+
+
+def _variants_table(name: str, family: Mapping[str, Any], clients: int) -> list[str]:
+    """Other runtimes and paths, over the same N of the table above."""
+    lines = [
+        f"**{name}**, other ways of serving, {clients} clients",
+        "",
+        "| | texts/s | over the above | p50 ms | p99 ms | server CPU ms/text |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, loads in family["variants"].items():
+        if not isinstance(loads, list):
+            lines.append(f"| {key} | {loads['failed']} | | | | |")
+            continue
+        one = _at(loads, clients)
+        usual = _at(family["ours"][key.rpartition("=")[2]], clients)
+        lines.append(
+            f"| {key} | {one['texts_per_s']:.0f} | {_ratio(one, usual):.2f} "
+            f"| {one['p50_ms']:.0f} | {one['p99_ms']:.0f} | {one['server_cpu_ms_per_text']:.2f} |"
+        )
+    return lines
+
+
+def _stages_table(name: str, family: Mapping[str, Any], clients: int) -> list[str]:
+    """Where the time of a request goes."""
+    loads = {
+        f"N={key}" if key.isdigit() else key: _at(loads, clients)
+        for key, loads in [*family["ours"].items(), *family.get("variants", {}).items()]
+        if isinstance(loads, list)
+    }
+    stages = list(next(iter(loads.values()))["stages_ms"])
+    return [
+        f"**{name}**, mean ms of a request by stage, {clients} clients",
+        "",
+        f"| | {' | '.join(stages)} |",
+        f"| --- |{' ---: |' * len(stages)}",
+        *(
+            f"| {key} | {' | '.join(format(one['stages_ms'][stage], '.1f') for stage in stages)} |"
+            for key, one in loads.items()
+        ),
+    ]
 
 
 def _burst_table(burst: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ class Precision(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
 
 
 @app.command()
@@ -108,7 +109,7 @@ def evaluate(
       muxserve evaluate ./my-family --data test.jsonl --label-column stars --write
       muxserve evaluate part-of-speech --data tagged.jsonl --figure quality.svg
     """
-    from muxserve.engine.forward import DTYPES
+    from muxserve.engine.forward import DTYPES, load_to_serve
     from muxserve.models.family import Family, read_spec, resolve
     from muxserve.training.data import LabelledTexts, TaggedTexts, read_labelled, read_tagged
     from muxserve.training.evaluation import deviations, evaluate_family, store_measured
@@ -130,7 +131,10 @@ def evaluate(
             text_column=text_column or "text",
             label_column=label_column or "label",
         )
-    loaded = Family.load(folder, dtype=DTYPES[dtype])
+    if dtype is Precision.INT8:
+        loaded = load_to_serve(folder, dtype)
+    else:
+        loaded = Family.load(folder, dtype=DTYPES[dtype])
     measured = evaluate_family(
         loaded, texts, dataset or data.name, groupings=groupings, progress=sys.stderr.isatty()
     )

@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 def available_cores() -> int:
@@ -45,10 +45,12 @@ class EngineConfig(BaseModel):
         description="What runs the forward. openvino (a CPU only; needs muxserve[openvino], some "
         "seconds more to start) is quicker, most of all where the ingress is in the same process.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
         description="Of weights and forward. auto: bfloat16 where the CPU has instructions for it, "
-        "but float32 for weights that were trained without an encoder mask.",
+        "but float32 for weights that were trained without an encoder mask. int8: the encoder's "
+        "products in 8 bits, on a CPU with torch; measure its quality before (muxserve evaluate "
+        "--dtype int8).",
     )
     torch_threads: int | None = Field(
         None,
@@ -65,3 +67,9 @@ class EngineConfig(BaseModel):
     warm_up_s: float = Field(
         5.0, gt=0, description="Seconds after which measuring forward times at start gives way."
     )
+
+    @model_validator(mode="after")
+    def _int8_is_torchs(self) -> "EngineConfig":
+        if self.dtype == "int8" and self.runtime == "openvino":
+            raise ValueError("dtype int8 is computed by torch: leave out runtime, or take bfloat16")
+        return self

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from muxserve.engine.packed import pack_layers
+from muxserve.errors import InvalidInput
 from muxserve.models.family import Family, member_logits
 
 #: Names of the settings; None is what is fastest here.
@@ -18,6 +19,8 @@ DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    # Products of 8 bits from float32 weights; see ``packed``.
+    "int8": torch.float32,
 }
 
 
@@ -32,6 +35,7 @@ def load_to_serve(
 
     Raises:
         FamilyError: as ``Family.load``.
+        InvalidInput: 8 bits are not to be had here.
     """
     with _without_a_pool():
         if runtime == "openvino":
@@ -39,7 +43,13 @@ def load_to_serve(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = Family.load(family, widths, dtype=DTYPES[dtype], device=device)
         for model in {id(model): model for model in loaded.models.values()}.values():
-            pack_layers(model)
+            packed = pack_layers(model, int8=dtype == "int8")
+            if dtype == "int8" and not packed:
+                raise InvalidInput(
+                    f"dtype int8 is for encoder layers of BERT and ELECTRA on a CPU; on {device} "
+                    f"nothing of {family} can be computed in it: take another dtype",
+                    field="dtype",
+                )
         return loaded
 
 

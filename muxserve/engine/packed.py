@@ -3,14 +3,19 @@
 What torch does for each product, bringing the weights into the order that oneDNN multiplies in, is
 done once. The operators are those that torch's own compiler (Inductor) emits for frozen weights on
 a CPU; nothing is compiled here, so a process starts as fast as before.
+
+In 8 bits a product rounds its weights to a scale of each output, and its input to one of the batch
+as it comes (dynamic quantization); all else stays in float32.
 """
 
+import warnings
 from typing import cast
 
 import torch
 from torch import nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.electra.modeling_electra import ElectraLayer
 
@@ -18,11 +23,12 @@ from transformers.models.electra.modeling_electra import ElectraLayer
 _FUSED = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 
 
-def pack_layers(model: PreTrainedModel) -> int:
+def pack_layers(model: PreTrainedModel, *, int8: bool = False) -> int:
     """Replace every BERT or ELECTRA layer of ``model`` by one that computes the same, faster.
 
     The model can no longer be trained or saved. Layers that are not on a CPU, or whose activation
-    is another, stay as they are.
+    is another, stay as they are. With ``int8``, which wants a float32 model, they compute nearly
+    the same, in products of 8 bits.
 
     Returns:
         How many layers were replaced.
@@ -33,7 +39,7 @@ def pack_layers(model: PreTrainedModel) -> int:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, BertLayer | ElectraLayer) and _can_pack(child):
-                setattr(module, name, PackedLayer(cast(BertLayer, child)))
+                setattr(module, name, PackedLayer(cast(BertLayer, child), int8=int8))
                 packed += 1
     return packed
 
@@ -50,15 +56,16 @@ def _can_pack(layer: nn.Module) -> bool:
 class PackedLayer(nn.Module):
     """One encoder layer: attention and feed-forward, each with its residual and layer norm."""
 
-    def __init__(self, layer: BertLayer) -> None:
+    def __init__(self, layer: BertLayer, *, int8: bool = False) -> None:
         super().__init__()
         attention, output = layer.attention.self, layer.attention.output
         self._head_size = attention.attention_head_size
-        self._query = _Product(attention.query)
-        self._key_value = _Product(attention.key, attention.value)
-        self._mixed = _Product(output.dense)
-        self._inner = _Product(layer.intermediate.dense, activation=attention.config.hidden_act)
-        self._outer = _Product(layer.output.dense)
+        product = _Int8Product if int8 else _Product
+        self._query = product(attention.query)
+        self._key_value = product(attention.key, attention.value)
+        self._mixed = product(output.dense)
+        self._inner = product(layer.intermediate.dense, activation=attention.config.hidden_act)
+        self._outer = product(layer.output.dense)
         self._norms = [output.LayerNorm, layer.output.LayerNorm]
 
     def forward(
@@ -114,6 +121,30 @@ class _Product:
             x, residual, self._weight, self._bias, "add"
         )
         return total
+
+
+class _Int8Product:
+    """The same in 8 bits; see the module."""
+
+    def __init__(self, *layers: nn.Linear, activation: str | None = None) -> None:
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        bias = torch.cat([layer.bias.detach() for layer in layers])
+        scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+        with warnings.catch_warnings():
+            # torch means to replace its quantized tensors; the packed product needs one.
+            warnings.simplefilter("ignore", UserWarning)
+            rounded = torch.quantize_per_channel(
+                weight, scales, torch.zeros_like(scales, dtype=torch.int64), 0, torch.qint8
+            )
+        self._packed = torch.ops.quantized.linear_prepack(rounded, bias)
+        self._activation = ACT2FN[activation] if activation else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.quantized.linear_dynamic(x, self._packed)
+        return product if self._activation is None else self._activation(product)
+
+    def added_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self(x).add_(residual)
 
 
 def _normed(x: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from muxserve.engine.packed import PackedLayer, pack_layers
+from muxserve.engine.packed import PackedLayer, _Int8Product, pack_layers
 from muxserve.models import (
     MuxBertForSequenceClassification,
     MuxElectraConfig,
@@ -84,3 +84,26 @@ def test_so_does_bfloat16_but_for_its_rounding():
 def test_layers_with_another_activation_stay_as_they_are():
     model = MuxBertForSequenceClassification(tiny_config(hidden_act="silu"))
     assert pack_layers(model) == 0
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_in_8_bits_a_muxbert_answers_nearly_as_before(n):
+    torch.manual_seed(0)
+    model = MuxBertForSequenceClassification(tiny_config()).eval()
+    with torch.inference_mode():
+        before = model(IDS, MASK, num_instances=n).logits.clone()
+        pack_layers(model, int8=True)
+        after = model(IDS, MASK, num_instances=n).logits
+    off = (before - after).abs().max()
+    assert 0 < off < 0.05 * before.abs().max() + 0.02
+
+
+def test_8_bits_round_a_product_to_its_outputs_own_scale():
+    """Known answer: weights and inputs that are whole steps of their scales come out exactly."""
+    layer = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[127.0, -3.0, 2.0, 0.0], [0.0, 12.7, 0.1, -0.4]]))
+        layer.bias.copy_(torch.tensor([0.5, -1.0]))
+    x = torch.tensor([[127.0, 3.0, -128.0, 0.0]])  # 255 steps of 1
+    with torch.inference_mode():
+        torch.testing.assert_close(_Int8Product(layer)(x), layer(x), atol=1e-3, rtol=0)
