@@ -119,7 +119,10 @@ def _window(
     worth = np.concatenate([[0.0], np.cumsum(_alone_s(lengths, n, times))])
     most = min(max_groups, -(-len(lengths) // n), times.best_groups(n, lengths[oldest]))
     best, best_share = (oldest, oldest), 0.0
-    for groups in sorted({max(1, most >> halving) for halving in range(_HALVINGS + 1)}):
+    sizes = {max(1, most >> halving) for halving in range(_HALVINGS + 1)}
+    # Without the texts that would only begin one more group: it would cost as much as a full one.
+    sizes.add(max(1, min(most, len(lengths) // n)))
+    for groups in sorted(sizes):
         texts = min(groups * n, len(lengths))
         lowest, highest = max(0, oldest - texts + 1), min(oldest, len(lengths) - texts)
         for step in range(_POSITIONS + 1):

@@ -24,6 +24,18 @@ def test_texts_wait_in_the_order_they_came():
     assert [entry.ids.tolist() for entry in line.waiting()] == [[1], [2], [3]]
 
 
+def test_a_look_goes_no_further_than_asked_and_drops_what_it_passes():
+    line = Line(10)
+    gone, late, wanted = request([1]), request([2], deadline_s=0.0), request([3], [4], [5])
+    for one in (gone, late, wanted):
+        line.join(one, 1)
+    gone.cancel()
+    assert [entry.ids.tolist() for entry in line.waiting(2)] == [[3], [4]]
+    assert (line.texts, line.distinct) == (3, 3)
+    assert (line.cancelled, line.expired) == (1, 1)
+    assert isinstance(late.outcomes[0], DeadlineExceeded)
+
+
 def test_equal_texts_are_one_entry_and_all_are_answered():
     line = Line(10)
     first, second = request([1, 2], [1, 2]), request([1, 2])

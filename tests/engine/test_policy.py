@@ -93,3 +93,16 @@ def test_a_decision_can_always_come_true(waiting, running, in_flight, target_s, 
     assert 1 <= beside.enough <= len(waiting) + len(running)
     assert 1 <= beside.max_groups <= max_groups
     assert beside.num_instances in WIDTHS
+
+
+def test_what_waits_behind_the_texts_that_were_looked_at_counts_as_load():
+    looked = decide_now([32] * 100, target_s=0.05)
+    behind = decide([32] * 100, (), TIMES, WIDTHS, 0.05, in_flight=2, max_groups=32, behind=3000)
+    assert (looked.num_instances, behind.num_instances) == (1, 5)
+
+
+@given(LENGTHS, st.integers(0, 5000), st.floats(1e-4, 1.0))
+def test_texts_behind_never_narrow_the_choice(lengths, behind, target_s):
+    alone = choose(lengths, TIMES, WIDTHS, target_s)
+    more = choose(lengths, TIMES, WIDTHS, target_s, behind=behind)
+    assert more.drain_s >= alone.drain_s or more.num_instances > alone.num_instances

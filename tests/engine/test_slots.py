@@ -85,6 +85,25 @@ def test_neighbours_of_near_length_are_preferred():
     assert batch.length == 11
 
 
+def test_a_long_text_takes_long_neighbours_and_leaves_the_short_ones_to_a_batch_of_their_own():
+    texts = [Text(60), *(Text(10) for _ in range(20)), *(Text(62) for _ in range(4))]
+    batch = plan(texts, 5, linear_times(fixed=0.0), WIDTHS, 8)
+    assert sorted(text.length for text in batch.texts) == [60, 62, 62, 62, 62]
+
+
+def test_few_groups_of_near_lengths_go_before_many_that_pad_more():
+    per_token = linear_times(fixed=0.0)
+    texts = [Text(20), *(Text(20) for _ in range(4)), *(Text(length) for length in range(40, 64))]
+    batch = plan(texts, 5, per_token, WIDTHS, 8)
+    assert [text.length for text in batch.texts] == [20] * 5
+
+
+def test_all_whole_groups_go_and_not_only_half_of_them():
+    per_group = linear_times(fixed=1e-4)
+    batch = plan([Text(32) for _ in range(23)], 5, per_group, WIDTHS, 8)
+    assert len(batch.texts) == 20
+
+
 def test_free_slots_repeat_the_texts_of_their_group():
     batch = plan_for([Text(10), Text(11), Text(12)], 5)
     assert batch.slots == [0, 1, 2, 0, 1]
