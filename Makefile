@@ -60,7 +60,7 @@ format: .venv/.installed  ## Fix style and format
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burst (about 20 minutes)
+bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burst (about 35 minutes)
 	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 .PHONY: bench-forward

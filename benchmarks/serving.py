@@ -1,6 +1,6 @@
 """Served throughput, latency and a burst: muxserve at every N against its ceiling and its peers.
 
-    python benchmarks/serving.py                        # everything, about 40 minutes on 2 cores
+    python benchmarks/serving.py                        # everything, about 35 minutes on 2 cores
     python benchmarks/serving.py --seconds 3 --families shipped --no-peers --no-burst
     python benchmarks/serving.py --out results.json --plot results.svg
 
@@ -42,8 +42,8 @@ TEXTS = 2000
 #: Texts of the offline loop; all 2,000 of the base size take minutes at N=1.
 OFFLINE_TEXTS = {"base": 400, "shipped": TEXTS}
 WIDTHS = (1, 2, 5, 10)
-#: Other ways of serving, each beside ``--settings`` at N=1 and at the widest N: name, what stands
-#: before the ingress (None: ``--proxy``), settings.
+#: Other ways of serving the shipped family, each beside ``--settings`` at N=1 and at the widest N:
+#: name, what stands before the ingress (None: ``--proxy``), settings.
 VARIANTS: tuple[tuple[str, str | None, list[str]], ...] = (
     ("torch", None, ["engine.runtime=torch"]),
     ("torch, int8", None, ["engine.runtime=torch", "engine.dtype=int8"]),
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--families", nargs="+", choices=["base", "shipped"], default=["base", "shipped"]
+        "--families", nargs="+", choices=["base", "shipped"], default=["shipped", "base"]
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each load")
     parser.add_argument("--clients", type=int, nargs="+", default=[64, 256])
@@ -147,7 +147,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
             result["ours"][key] = loads(server, f"{name}: {key}", texts, options)
             if n is None:
                 result["lone"] = lone(server, texts, options)
-    if options.variants:
+    if options.variants and name == "shipped":
         for variant, proxy, settings in VARIANTS:
             for n in (WIDTHS[0], WIDTHS[-1]):
                 key = f"{variant}, N={n}"

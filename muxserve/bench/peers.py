@@ -154,7 +154,7 @@ def environment(peer: Peer, root: Path) -> Path:
     """
     if peer.requirements is None:
         return Path(sys.executable)
-    folder = root / peer.name
+    folder = root.resolve() / peer.name  # peers run in folders of their own
     python = folder / "bin" / "python"
     marker = folder / "installed.txt"
     wanted = f"# Python {sys.version.split()[0]}\n{peer.requirements.read_text()}"
