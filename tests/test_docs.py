@@ -15,6 +15,7 @@ from muxserve.errors import MuxserveError
 from muxserve.models.family import read_spec, resolve
 from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more errors
 from muxserve.serving.config import ServeConfig
+from muxserve.serving.metrics import SERIES
 from muxserve.serving.schemas import PredictRequest
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,11 @@ def test_the_benchmark_of_a_forward_runs_without_ray(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [row["num_instances"] for row in rows] == [1, 1, 2, 5, 10]
     assert all(row["texts_per_s"] > 0 and row["flops_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("series", SERIES, ids=lambda series: series.name)
+def test_every_series_of_metrics_is_documented(series):
+    assert f"| `{series.name}` | {series.help} |" in SERVING
 
 
 def test_the_tables_of_the_serving_benchmark_are_those_of_its_results():

@@ -1,4 +1,7 @@
-"""A planned batch in, logits out. The only engine module that knows what runs the model."""
+"""A planned batch in, logits out: the family as it is loaded to be served, and what runs it.
+
+With ``packed`` and ``openvino``, the only modules of the engine that know a network.
+"""
 
 import contextlib
 import threading

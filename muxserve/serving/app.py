@@ -25,6 +25,8 @@ def build_app(config: ServeConfig) -> serve.Application:
     # A plain ServeConfig: a subclass of it may live in a module that a worker cannot import.
     config = ServeConfig.model_validate(config.model_dump())
     config = config.model_copy(update={"family": checked_family(config)})
+    if config.ingress.grpc_port is not None:
+        _check_triton_client("ingress.grpc_port")
     engines = {
         **_scaling(config.replicas),
         "ray_actor_options": _resources(config.replicas),
@@ -34,7 +36,7 @@ def build_app(config: ServeConfig) -> serve.Application:
     if config.arrangement == "together":
         return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
     if config.backend == "triton":
-        _check_triton_client()
+        _check_triton_client("backend")
         # Triton runs the forwards, so what scales here is the ingress.
         resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
         return _deployment(
@@ -81,10 +83,10 @@ def checked_family(config: ServeConfig) -> str:
     return str(folder.resolve())
 
 
-def _check_triton_client() -> None:
+def _check_triton_client(setting: str) -> None:
     if importlib.util.find_spec("tritonclient") is None:
         raise InvalidInput(
-            "backend 'triton' needs tritonclient: pip install 'muxserve[triton]'", field="backend"
+            f"{setting} needs tritonclient: pip install 'muxserve[triton]'", field=setting
         )
 
 

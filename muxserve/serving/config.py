@@ -85,6 +85,13 @@ class IngressConfig(BaseModel):
         min_length=1,
         description="Address of direct_port; 0.0.0.0 lets other machines in.",
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port on direct_host for the Open Inference Protocol over gRPC; needs "
+        "muxserve[triton]. Ingresses of one machine share it.",
+    )
     replica_wait_s: float = Field(
         2.0,
         gt=0,

@@ -26,6 +26,8 @@ from muxserve.serving.answers import Entry, entries
 from muxserve.serving.body import ClientGone, read_body
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound
+from muxserve.serving.metrics import CONTENT_TYPE, exposition
+from muxserve.serving.oip_rest import routes as oip_routes
 from muxserve.serving.openapi import describe
 from muxserve.serving.schemas import (
     ClassificationParameters,
@@ -74,8 +76,10 @@ class _HttpApp(FastAPI):
             ("/health", self._health),
             ("/ready", self._ready),
             ("/stats", self._stats),
+            ("/metrics", self._metrics),
         ):
             self.router.routes.append(Route(path, get, methods=["GET"]))
+        self.router.routes.extend(oip_routes(service))
         self.add_exception_handler(HTTPException, _unroutable)
         self.add_exception_handler(Exception, _unexpected)
 
@@ -138,6 +142,11 @@ class _HttpApp(FastAPI):
 
     async def _stats(self, _: Request) -> Response:
         return Response(orjson.dumps(await self._service.stats()), media_type="application/json")
+
+    async def _metrics(self, _: Request) -> Response:
+        ready = await self._service.backend.ready()
+        content = exposition(await self._service.stats(), ready=ready)
+        return Response(content, headers={"content-type": CONTENT_TYPE})
 
 
 class _JsonEndpoint:

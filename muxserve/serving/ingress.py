@@ -4,7 +4,7 @@ It tokenizes and hands token ids to a backend: replicas behind a handle, or the 
 process. It never runs a forward on its event loop.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from ray import serve
@@ -23,6 +23,9 @@ from muxserve.serving.replica import load_engine, log_through_ray
 from muxserve.serving.schemas import ScoreFunction, check_texts
 from muxserve.serving.service import TextService
 
+if TYPE_CHECKING:
+    from muxserve.serving.oip_grpc import GrpcListener
+
 
 @serve.ingress()
 class MuxIngress:
@@ -39,6 +42,8 @@ class MuxIngress:
         self._listener: Listener | None = None
         if config.ingress.direct_port is not None:
             self._listener = Listener(config.ingress.direct_host, config.ingress.direct_port)
+        self._grpc: GrpcListener | None = None
+        self._ingress = config.ingress
         self._engine = None
         backend: Backend
         if config.backend == "triton":
@@ -65,10 +70,17 @@ class MuxIngress:
         app = create_app(self._service)
         if self._listener is not None:
             self._listener.start(app)
+        if self._ingress.grpc_port is not None:
+            from muxserve.serving.oip_grpc import GrpcListener  # needs the extra 'triton'
+
+            host, port = self._ingress.direct_host, self._ingress.grpc_port
+            self._grpc = GrpcListener(self._service, host, port)
         return app
 
     async def __del__(self) -> None:
         """Called by Ray before it ends this process."""
+        if self._grpc is not None:
+            await self._grpc.stop()
         if self._listener is not None:
             await self._listener.stop()
 

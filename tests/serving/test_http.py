@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from huggingface_hub import TextClassificationOutputElement
+from prometheus_client.parser import text_string_to_metric_families
 
 from muxserve import Engine, Family
 from muxserve.engine.config import EngineConfig
@@ -19,6 +20,7 @@ from muxserve.engine.forward import TorchExecutor
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.http import create_app
+from muxserve.serving.metrics import SERIES, exposition
 from muxserve.serving.openapi import describe
 from muxserve.serving.service import TextService
 
@@ -470,6 +472,35 @@ def test_a_body_that_never_ends_meets_the_deadline(served):
 
     response = within(lambda client: client.post("/predict", content=body()), create_app(service))
     refused(response, 504, "deadline_exceeded")
+
+
+def test_metrics_have_every_series_with_the_values_of_stats(ask):
+    assert ask("POST", "/predict", {"inputs": ["good", "bad"]}).status_code == 200
+    answer = ask("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    stats = ask("GET", "/stats").json()
+    (engine,) = stats["engines"]
+    found = {
+        sample.name: sample
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert {series.name for series in SERIES} <= found.keys()
+    assert found["muxserve_ready"].value == 1
+    assert found["muxserve_texts_total"].labels == {"engine": str(engine["pid"])}
+    assert found["muxserve_texts_total"].value == engine["texts"]
+    assert found["muxserve_requests_total"].value == stats["stages"]["requests"]
+    by_n = found["muxserve_texts_by_num_instances_total"]
+    assert by_n.value == engine["texts_by_num_instances"][by_n.labels["num_instances"]]
+
+
+def test_what_a_backend_does_not_count_is_absent_and_not_zero():
+    of_triton = {"engines": [{"backend": "triton", "texts": 3}], "stages": {"requests": 1}}
+    text = exposition(of_triton, ready=False).decode()
+    assert "muxserve_ready 0.0" in text
+    assert "muxserve_requests_total 1.0" in text
+    assert "muxserve_texts_total" not in text
+    assert "muxserve_slots_total" not in text
 
 
 def test_a_full_ingress_refuses_before_a_text_costs_anything_and_takes_again(served):

@@ -1,0 +1,141 @@
+"""Counters in, Prometheus text out: ``GET /metrics`` of an ingress, with the engines behind it.
+
+Nothing is counted here: what ``/stats`` has is read when a scrape asks, so a request costs no more
+for being measured.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One name of the exposition.
+
+    Attributes:
+        name: as Prometheus stores it.
+        of: where in ``/stats`` its values are, a part and a key; None for what has no such place.
+        help: what it says, with its unit.
+        labels: beside ``engine``, the process of the engine that it is of.
+    """
+
+    name: str
+    of: tuple[str, str] | None
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def is_counter(self) -> bool:
+        return self.name.endswith("_total")
+
+
+SERIES = (
+    Series("muxserve_ready", None, "1 where a request would be answered now, else 0."),
+    Series("muxserve_texts_total", ("engines", "texts"), "Texts answered, each copy counted."),
+    Series(
+        "muxserve_texts_by_num_instances_total",
+        ("engines", "texts_by_num_instances"),
+        "Distinct texts computed at each N.",
+        ("num_instances",),
+    ),
+    Series("muxserve_forwards_total", ("engines", "batches"), "Forwards."),
+    Series("muxserve_slots_total", ("engines", "slots"), "Slots of all forwards."),
+    Series(
+        "muxserve_filled_slots_total",
+        ("engines", "filled_slots"),
+        "Slots that held a text for the first time; over slots it is the occupancy.",
+    ),
+    Series("muxserve_line_texts", ("engines", "waiting"), "Texts that wait for a forward now."),
+    Series("muxserve_shed_texts_total", ("engines", "shed"), "Texts that a full line refused."),
+    Series("muxserve_expired_texts_total", ("engines", "expired"), "Texts past their deadline."),
+    Series("muxserve_cancelled_texts_total", ("engines", "cancelled"), "Texts that nobody wanted."),
+    Series("muxserve_failed_texts_total", ("engines", "failed"), "Texts whose forward failed."),
+    Series("muxserve_forward_seconds_total", ("engines", "forward_s"), "Seconds of all forwards."),
+    Series(
+        "muxserve_line_seconds_total",
+        ("engines", "line_s"),
+        "Seconds that distinct texts waited in the line, summed over texts.",
+    ),
+    Series(
+        "muxserve_plan_seconds_total", ("engines", "plan_s"), "Seconds of choosing N and slots."
+    ),
+    Series("muxserve_requests_total", ("stages", "requests"), "Requests answered."),
+    Series(
+        "muxserve_tokens_seconds_total",
+        ("stages", "tokens_s"),
+        "Seconds of tokenizing, the wait for it included, summed over requests.",
+    ),
+    Series(
+        "muxserve_backend_seconds_total",
+        ("stages", "backend_s"),
+        "Seconds from token ids to logits, summed over requests.",
+    ),
+    Series(
+        "muxserve_request_seconds_total",
+        ("stages", "total_s"),
+        "Seconds from a request's first message to its answer over HTTP, summed over requests.",
+    ),
+    Series(
+        "muxserve_ingress_texts",
+        ("ingress", "texts_under_way"),
+        "Texts that the ingress holds now, from before they are tokenized until they are answered.",
+    ),
+    Series(
+        "muxserve_ingress_shed_texts_total",
+        ("ingress", "shed"),
+        "Texts that a full ingress refused.",
+    ),
+)
+
+
+def exposition(stats: Mapping[str, Any], *, ready: bool) -> bytes:
+    """The text format of what ``TextService.stats`` gave.
+
+    A series whose values the backend does not have, such as Triton's, is left out: it is not zero.
+    """
+    return generate_latest(_Scrape(stats, ready))  # type: ignore[arg-type]
+
+
+class _Scrape:
+    """What a registry is to ``generate_latest``."""
+
+    def __init__(self, stats: Mapping[str, Any], ready: bool) -> None:
+        self._stats = stats
+        self._ready = ready
+
+    def collect(self) -> Iterator[Metric]:
+        for series in SERIES:
+            samples = list(self._samples(series))
+            if not samples:
+                continue
+            of_engines = series.of is not None and series.of[0] == "engines"
+            labels = [*(("engine",) if of_engines else ()), *series.labels]
+            kind = CounterMetricFamily if series.is_counter else GaugeMetricFamily
+            family = kind(series.name.removesuffix("_total"), series.help, labels=labels)
+            for values, value in samples:
+                family.add_metric(values, value)
+            yield family
+
+    def _samples(self, series: Series) -> Iterator[tuple[list[str], float]]:
+        """Label values, and the value under them."""
+        if series.of is None:
+            yield [], float(self._ready)
+            return
+        part, key = series.of
+        if part != "engines":
+            if (value := self._stats.get(part, {}).get(key)) is not None:
+                yield [], value
+            return
+        for engine in self._stats["engines"]:
+            value = engine.get(key)
+            if isinstance(value, dict):
+                for label, count in value.items():
+                    yield [str(engine["pid"]), str(label)], count
+            elif value is not None and "pid" in engine:
+                yield [str(engine["pid"])], value

@@ -1,0 +1,162 @@
+"""The Open Inference Protocol over gRPC, on a port of its own beside HTTP's.
+
+``GRPCInferenceService`` as Triton serves it, with the messages of ``tritonclient``, whose clients
+talk to both.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from muxserve import __version__
+from muxserve.errors import InvalidInput, MuxserveError
+from muxserve.serving.errors import Internal
+from muxserve.serving.oip import (
+    VERSION,
+    Inference,
+    Model,
+    Wanted,
+    as_bytes,
+    datatype,
+    read_byte_strings,
+    read_texts,
+)
+from muxserve.serving.service import TextService
+
+log = logging.getLogger(__name__)
+
+_STATUS = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+#: Seconds that calls under way get to end when the server stops.
+_GRACE_S = 20.0
+
+Response = TypeVar("Response")
+Context = grpc.aio.ServicerContext
+
+
+class GrpcListener:
+    """Serves one service on ``host:port``, on the running event loop."""
+
+    def __init__(self, service: TextService, host: str, port: int) -> None:
+        """Bind at once.
+
+        Raises:
+            InvalidInput: nothing can listen there.
+        """
+        most = service.limits.max_body_bytes
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", most)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            _Servicer(Model(service)), self._server
+        )
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise InvalidInput(
+                f"cannot listen on {address}: is the port taken?", field="ingress.grpc_port"
+            )
+        self._starting = asyncio.get_running_loop().create_task(self._server.start())
+
+    async def stop(self) -> None:
+        """Take no more calls, finish what is under way."""
+        await self._starting
+        await self._server.stop(_GRACE_S)
+
+
+class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """What is not here answers UNIMPLEMENTED, as gRPC does by itself."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, _: Any, __: Context) -> Any:  # noqa: N802
+        return pb.ServerReadyResponse(ready=await self._model.ready())
+
+    async def ModelReady(self, request: Any, context: Context) -> Any:  # noqa: N802
+        async def answer() -> Any:
+            self._model.check(request.name, request.version)
+            return pb.ModelReadyResponse(ready=await self._model.ready())
+
+        return await _told(context, answer)
+
+    async def ServerMetadata(self, _: Any, __: Context) -> Any:  # noqa: N802
+        return pb.ServerMetadataResponse(
+            name="muxserve", version=__version__, extensions=["classification"]
+        )
+
+    async def ModelMetadata(self, request: Any, context: Context) -> Any:  # noqa: N802
+        async def answer() -> Any:
+            self._model.check(request.name, request.version)
+            return pb.ModelMetadataResponse(**self._model.metadata())
+
+        return await _told(context, answer)
+
+    async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
+        async def answer() -> Any:
+            self._model.check(request.model_name, request.model_version)
+            arrays = await self._model.infer(_read(request), context.time_remaining())
+            return _write(request, self._model.name, arrays)
+
+        return await _told(context, answer)
+
+
+async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> Response:
+    """The answer, or an error as a gRPC status with our message."""
+    try:
+        return await answer()
+    except MuxserveError as error:
+        failure = error
+    except Exception:
+        log.exception("a call failed unexpectedly")
+        failure = Internal()
+    status = _STATUS.get(failure.status, grpc.StatusCode.INTERNAL)
+    await context.abort(status, failure.message)
+    raise AssertionError("abort raises")
+
+
+def _read(request: Any) -> Inference:
+    if len(request.inputs) != 1:
+        raise InvalidInput(f"expected one input, got {len(request.inputs)}", field="inputs")
+    (given,) = request.inputs
+    values = list(given.contents.bytes_contents)
+    if request.raw_input_contents:
+        values = read_byte_strings(request.raw_input_contents[0])
+    texts = read_texts(given.name, given.datatype, given.shape, values)
+    outputs = [
+        Wanted(one.name, int(_value(one.parameters["classification"]) or 0))
+        if "classification" in one.parameters
+        else Wanted(one.name)
+        for one in request.outputs
+    ]
+    parameters = {name: _value(one) for name, one in request.parameters.items()}
+    return Inference(texts, parameters, outputs)
+
+
+def _value(parameter: Any) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)
+
+
+def _write(request: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    response = pb.ModelInferResponse(model_name=name, model_version=VERSION, id=request.id)
+    for output, array in arrays.items():
+        response.outputs.add(name=output, datatype=datatype(array), shape=array.shape)
+        response.raw_output_contents.append(as_bytes(array))
+    return response
