@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError
-from muxserve.serving.errors import Internal
+from muxserve.serving.errors import Internal, NotFound
 from muxserve.serving.oip import (
     VERSION,
     Inference,
@@ -89,12 +89,13 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ServerReady(self, _: Any, __: Context) -> Any:  # noqa: N802
         return pb.ServerReadyResponse(ready=await self._model.ready())
 
-    async def ModelReady(self, request: Any, context: Context) -> Any:  # noqa: N802
-        async def answer() -> Any:
+    async def ModelReady(self, request: Any, _: Context) -> Any:  # noqa: N802
+        try:
             self._model.check(request.name, request.version)
-            return pb.ModelReadyResponse(ready=await self._model.ready())
-
-        return await _told(context, answer)
+        except NotFound:
+            # A question, and no mistake: as Triton answers it.
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=await self._model.ready())
 
     async def ServerMetadata(self, _: Any, __: Context) -> Any:  # noqa: N802
         return pb.ServerMetadataResponse(

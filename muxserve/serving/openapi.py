@@ -7,10 +7,12 @@ from them, and they never serve a request (``muxserve.serving.http`` does, witho
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 
 from muxserve import __version__
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TextTooLong
 from muxserve.serving.errors import Internal, MalformedJson
+from muxserve.serving.oip_rest import InferBody
 from muxserve.serving.schemas import (
     ClassificationRequest,
     EntityEntry,
@@ -100,6 +102,51 @@ def ready() -> Health:
 @_described.get("/stats")
 def stats() -> dict[str, Any]:
     """Counters of every engine since it started, and of this ingress."""
+    raise NotImplementedError
+
+
+@_described.get("/metrics", response_class=PlainTextResponse)
+def metrics() -> str:
+    """The same counters in the text format of Prometheus."""
+    raise NotImplementedError
+
+
+@_described.get("/v2")
+def server_metadata() -> dict[str, Any]:
+    """Open Inference Protocol: name, version and extensions of the server."""
+    raise NotImplementedError
+
+
+@_described.get("/v2/health/live")
+def server_live() -> dict[str, bool]:
+    """Open Inference Protocol: the process is alive."""
+    raise NotImplementedError
+
+
+@_described.get("/v2/health/ready")
+def server_ready() -> dict[str, bool]:
+    """Open Inference Protocol: an engine has warmed up and answers."""
+    raise NotImplementedError
+
+
+@_described.get("/v2/models/{name}")
+@_described.get("/v2/models/{name}/versions/{version}")
+def model_metadata(name: str, version: str = "1") -> dict[str, Any]:
+    """Open Inference Protocol: inputs and outputs of the family's model."""
+    raise NotImplementedError
+
+
+@_described.get("/v2/models/{name}/ready")
+@_described.get("/v2/models/{name}/versions/{version}/ready")
+def model_ready(name: str, version: str = "1") -> dict[str, Any]:
+    """Open Inference Protocol: the model would answer now."""
+    raise NotImplementedError
+
+
+@_described.post("/v2/models/{name}/infer")
+@_described.post("/v2/models/{name}/versions/{version}/infer")
+def model_infer(name: str, body: InferBody, version: str = "1") -> dict[str, Any]:
+    """Open Inference Protocol: texts in, arrays out; with Triton's binary data extension too."""
     raise NotImplementedError
 
 

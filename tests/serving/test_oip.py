@@ -191,7 +191,7 @@ def test_a_wrong_input_is_named(server, asker):
 
 def test_a_deadline_that_passes_is_504_and_its_grpc_status(server, asker):
     with pytest.raises(InferenceServerException) as caught:
-        asker._infer(server.name, texts_of(asker, TEXTS), ["scores"], {"timeout": 1})
+        asker.client.infer(server.name, [texts_of(asker, TEXTS)], timeout=1)  # microseconds
     status = str(caught.value.status())
     assert "504" in status or "DEADLINE_EXCEEDED" in status
 
