@@ -18,8 +18,6 @@ import pytest
 from muxserve.bench.server import free_port
 from muxserve.serving.listener import Listener
 
-pytest.importorskip("locust")
-
 ROOT = Path(__file__).parents[2]
 BOUND_S = 60
 DELAY_S = 0.2
