@@ -99,7 +99,7 @@ def exposition(stats: Mapping[str, Any], *, ready: bool) -> bytes:
 
     A series whose values the backend does not have, such as Triton's, is left out: it is not zero.
     """
-    return generate_latest(_Scrape(stats, ready))  # type: ignore[arg-type]
+    return generate_latest(_Scrape(stats, ready))
 
 
 class _Scrape:

@@ -43,7 +43,8 @@ _STATUS = {
 _GRACE_S = 20.0
 
 Response = TypeVar("Response")
-Context = grpc.aio.ServicerContext
+#: ``grpc.aio.ServicerContext``; the package has no types.
+Context = Any
 
 
 class GrpcListener:

@@ -185,7 +185,7 @@ class ErrorBody(BaseModel):
     field: str | None = Field(None, description="The field at fault, such as inputs[3].")
 
 
-Body = TypeVar("Body", PredictRequest, ClassificationRequest, TokenClassificationRequest)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse(model: type[Body], body: bytes) -> Body:

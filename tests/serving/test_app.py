@@ -154,7 +154,7 @@ def test_64_clients_with_bad_ones_among_them(base):
     assert statuses == {200: 240, 400: 80}
     after = stats(base)
     assert after["engines"][0]["texts"] - before["engines"][0]["texts"] == 240
-    if "ingress" in after:
+    if "bundles" in after["ingress"]:
         calls = after["ingress"]["bundles"] - before["ingress"]["bundles"]
         assert calls < 240, "requests were not bundled"
 
@@ -183,7 +183,7 @@ def test_work_for_clients_that_have_gone_is_dropped(base):
         "the engine drops the texts",
     )
     until(lambda: stats(base)["engines"][0]["waiting"] == 0, "the line is empty")
-    if "ingress" in before:
+    if "cancelled" in before["ingress"]:
         assert stats(base)["ingress"]["cancelled"] > before["ingress"]["cancelled"]
     assert httpx.post(f"{base}/predict", json={"inputs": "good"}).status_code == 200
 
