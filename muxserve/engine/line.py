@@ -58,10 +58,12 @@ class Line:
     """First in, first considered; bounded in texts.
 
     Attributes:
+        joined: texts that were taken in.
         shed, expired, cancelled: texts refused, past their deadline, and no longer wanted.
     """
 
     def __init__(self, max_texts: int) -> None:
+        self.joined = 0
         self.shed = 0
         self.expired = 0
         self.cancelled = 0
@@ -96,6 +98,7 @@ class Line:
                     retry_after_s=retry_after_s,
                 )
             self._texts += len(request.tokens)
+            self.joined += len(request.tokens)
             options = request.options
             for index, tokens in enumerate(request.tokens):
                 key = tokens.ids.tobytes(), options.isolation_key
@@ -160,6 +163,11 @@ class Line:
         for request, index, outcome in dropped:
             request.settle(index, outcome)
         return entries
+
+    def snapshot(self) -> list[Entry]:
+        """Everything that waits, oldest first, wanted or not: for whoever only counts."""
+        with self._changed:
+            return list(self._entries.values())
 
     def take(self, entries: Sequence[Entry]) -> None:
         """Remove entries that are about to run."""

@@ -7,9 +7,11 @@ functions: no clock, no model, no state.
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from muxserve.engine.slots import Waiting, allowed_width
 from muxserve.engine.times import ForwardTimes
 
 #: Where no N meets the target, a wider N must drain the line this much faster to be worth it.
@@ -142,3 +144,38 @@ def drain_s(buckets: Mapping[int, int], times: ForwardTimes, n: int) -> float:
         if rest:
             total += times.predict(n, length, rest)
     return total
+
+
+def widest_drain_s(texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]) -> float:
+    """Predicted seconds to serve texts in good batches, each at the widest N that it allows.
+
+    One forward after another; what is left of the line once width is all spent.
+    """
+    return sum(
+        drain_s(buckets, times, n) for n, buckets in _at_widest(texts, times, widths).items()
+    )
+
+
+def work_s(texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]) -> float:
+    """Seconds that texts take among many others: of each, its slot of a good batch.
+
+    Unlike a drain time it has no half-empty batches: a lone text counts as one slot.
+    """
+    total = 0.0
+    for n, buckets in _at_widest(texts, times, widths).items():
+        for length, count in buckets.items():
+            groups = times.best_groups(n, length)
+            total += count * times.predict(n, length, groups) / (groups * n)
+    return total
+
+
+def _at_widest(
+    texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]
+) -> dict[int, Counter[int]]:
+    """How many texts there are of each length bucket, by the widest N that they allow."""
+    found: dict[int, Counter[int]] = {}
+    alike = Counter((text.length, text.max_num_instances) for text in texts)
+    for (length, cap), count in alike.items():
+        n = allowed_width(widths[-1], cap, widths)
+        found.setdefault(n, Counter())[times.bucket(length)] += count
+    return found

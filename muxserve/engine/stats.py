@@ -9,6 +9,9 @@ class EngineStats:
 
     Attributes:
         waiting: texts in the line now.
+        drain_s: predicted seconds to serve what waits and what runs now, each text at the widest N
+            that it allows: how long the line is when width is all spent.
+        joined: texts that came into the line.
         texts: texts answered, each copy counted.
         batches: forwards.
         slots: slots of all batches; ``filled_slots`` of them held a text for the first time.
@@ -19,9 +22,14 @@ class EngineStats:
         line_s, computed_s: seconds that distinct texts waited in the line, and were in forwards,
             summed over texts.
         plan_s: seconds spent deciding and planning.
+        work_s: predicted seconds of this engine that the computed texts would have taken in full
+            batches at the widest N that each allows. Its growth per second is the share of the
+            engine that the traffic needs at least, whatever N served it.
     """
 
     waiting: int = 0
+    drain_s: float = 0.0
+    joined: int = 0
     texts: int = 0
     batches: int = 0
     slots: int = 0
@@ -36,13 +44,16 @@ class EngineStats:
     line_s: float = 0.0
     computed_s: float = 0.0
     plan_s: float = 0.0
+    work_s: float = 0.0
 
     @property
     def occupancy(self) -> float:
         """Filled slots / slots, over all batches; 1 before the first."""
         return self.filled_slots / self.slots if self.slots else 1.0
 
-    def count(self, n: int, *, slots: int, distinct: int, answered: int, seconds: float) -> None:
+    def count(
+        self, n: int, *, slots: int, distinct: int, answered: int, seconds: float, work_s: float
+    ) -> None:
         """One forward at N=n: its slots, the distinct texts in them, and the texts answered."""
         self.batches += 1
         self.slots += slots
@@ -53,3 +64,4 @@ class EngineStats:
         self.last_num_instances = n
         self.forward_s += seconds
         self.computed_s += seconds * distinct
+        self.work_s += work_s

@@ -15,7 +15,7 @@ import numpy as np
 
 from muxserve.engine.forward import Executor
 from muxserve.engine.line import Entry, Line
-from muxserve.engine.policy import decide
+from muxserve.engine.policy import decide, widest_drain_s, work_s
 from muxserve.engine.request import Prediction
 from muxserve.engine.slots import Plan, plan, sight, unplan
 from muxserve.engine.stats import EngineStats
@@ -110,14 +110,21 @@ class Workers:
     def stats(self) -> EngineStats:
         """A copy of the counters."""
         with self._state:
-            return replace(
+            running = [text for step in self._running.values() for text in step.batch.texts]
+            stats = replace(
                 self._stats,
                 waiting=self._line.texts,
+                joined=self._line.joined,
                 shed=self._line.shed,
                 expired=self._line.expired,
                 cancelled=self._line.cancelled,
                 texts_by_num_instances=dict(self._stats.texts_by_num_instances),
             )
+        # Outside of the lock: the forward threads must not wait for a look at a long line.
+        texts = [*self._line.snapshot(), *running]
+        drain_s = widest_drain_s(texts, self._times, self._widths)
+        stats.drain_s = drain_s / self._executor.in_flight
+        return stats
 
     def _thread(
         self,
@@ -272,6 +279,7 @@ class Workers:
                 distinct=len(batch.texts),
                 answered=sum(len(entry.waiters) for entry in batch.texts),
                 seconds=seconds,
+                work_s=work_s(batch.texts, self._times, self._widths) / self._executor.in_flight,
             )
         for entry, row in zip(batch.texts, answers, strict=True):
             own = row[: entry.length] if self._of_tokens else row

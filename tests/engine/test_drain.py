@@ -1,0 +1,94 @@
+"""The drain time that autoscaling goes by: of the line at the widest N that each text allows."""
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muxserve import Engine
+from muxserve.engine.config import EngineConfig
+from muxserve.engine.policy import choose, widest_drain_s, work_s
+from muxserve.engine.request import Request, RequestOptions
+from muxserve.models.family import Family
+from tests.engine.simulated_times import linear_times
+from tests.engine.test_workers import BOUND_S, Recorder
+
+WIDTHS = [1, 2, 5]
+TIMES = linear_times()
+
+
+@dataclass(frozen=True)
+class Text:
+    length: int
+    max_num_instances: int | None = None
+    isolation_key: str | None = None
+
+
+TEXTS = st.lists(
+    st.builds(Text, st.integers(1, 64), st.sampled_from([None, 1, 2, 5])), max_size=100
+)
+
+
+def test_an_empty_line_takes_no_time():
+    assert widest_drain_s([], TIMES, WIDTHS) == work_s([], TIMES, WIDTHS) == 0
+
+
+def test_texts_that_allow_every_width_drain_as_the_policy_predicts_at_the_widest():
+    line = [Text(20)] * 200 + [Text(60)] * 31
+    predicted = choose([text.length for text in line], TIMES, [5], 0).drain_s
+    assert widest_drain_s(line, TIMES, WIDTHS) == pytest.approx(predicted)
+
+
+def test_a_text_that_caps_n_is_counted_at_its_cap():
+    capped, free = ([Text(20, cap)] * 100 for cap in (1, None))
+    assert widest_drain_s(capped, TIMES, WIDTHS) > 2 * widest_drain_s(free, TIMES, WIDTHS)
+    assert work_s(capped, TIMES, WIDTHS) > 2 * work_s(free, TIMES, WIDTHS)
+    assert work_s([Text(20, 3)], TIMES, WIDTHS) == work_s([Text(20, 2)], TIMES, WIDTHS)
+
+
+def test_a_lone_text_is_one_slot_of_work_and_one_forward_of_drain():
+    assert widest_drain_s([Text(20)], TIMES, WIDTHS) == TIMES.predict(5, 32, 1)
+    assert work_s([Text(20)] * 1000, TIMES, WIDTHS) == pytest.approx(
+        1000 * work_s([Text(20)], TIMES, WIDTHS)
+    )
+    assert work_s([Text(20)], TIMES, WIDTHS) < TIMES.predict(5, 32, 1) / 2
+
+
+@given(TEXTS, TEXTS)
+def test_more_texts_take_no_less(some, more):
+    assert widest_drain_s(some + more, TIMES, WIDTHS) >= widest_drain_s(some, TIMES, WIDTHS)
+    assert work_s(some + more, TIMES, WIDTHS) >= work_s(some, TIMES, WIDTHS)
+
+
+def test_an_engine_tells_what_waits_and_what_runs(tiny_family):
+    family = Family.load(tiny_family)
+    recorder = Recorder(family)
+    with Engine(family, EngineConfig(warm_up_s=0.3), executor=recorder) as engine:
+        assert engine.stats().drain_s == 0
+        while recorder.entered.acquire(blocking=False):
+            pass
+        recorder.open.clear()
+        done: list[threading.Event] = []
+
+        def submit(texts: list[str], options: RequestOptions) -> None:
+            event = threading.Event()
+            done.append(event)
+            tokens = engine.encoder.encode(texts)
+            engine.submit(Request(tokens, options, lambda _: event.set()))
+
+        submit(["good"], RequestOptions())
+        assert recorder.entered.acquire(timeout=BOUND_S)
+        running = engine.stats().drain_s
+        assert running > 0, "what runs counts"
+        submit([f"good {'film ' * i}" for i in range(20)], RequestOptions(1))
+        waiting = engine.stats()
+        assert waiting.drain_s > running
+        assert waiting.joined == 21
+        before_s = waiting.work_s
+        recorder.open.set()
+        assert all(event.wait(BOUND_S) for event in done)
+        after = engine.stats()
+    assert after.drain_s == 0
+    assert after.work_s > before_s
