@@ -4,13 +4,17 @@ A family that cannot be served fails here, before Ray deploys anything.
 """
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from muxserve.engine.config import EngineConfig
 from muxserve.errors import FamilyError, InvalidInput
 from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_families
+from muxserve.serving.autoscaling import DrainPolicy
 from muxserve.serving.config import ReplicasConfig, ServeConfig
 from muxserve.serving.ingress import MuxIngress
 from muxserve.serving.replica import MuxReplica
@@ -28,7 +32,7 @@ def build_app(config: ServeConfig) -> serve.Application:
     if config.ingress.grpc_port is not None:
         _check_triton_client("ingress.grpc_port")
     engines = {
-        **_scaling(config.replicas),
+        **_scaling(config.replicas, config.engine),
         "ray_actor_options": _resources(config.replicas),
         "health_check_period_s": config.replicas.health_check_period_s,
     }
@@ -40,7 +44,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         # Triton runs the forwards, so what scales here is the ingress.
         resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
         return _deployment(
-            MuxIngress, config, **_scaling(config.replicas), **resources, **ingress
+            MuxIngress, config, **_scaling(config.replicas, None), **resources, **ingress
         ).bind(config)
     replicas = _deployment(
         MuxReplica, config, **engines, max_ongoing_requests=config.replicas.max_ongoing_bundles
@@ -93,19 +97,46 @@ def _check_triton_client(setting: str) -> None:
 def _deployment(kind: type, config: ServeConfig, **options: Any) -> serve.Deployment:
     # Made here and not by a decorator, so that the classes can be used without Ray Serve too.
     deployment = cast(serve.Deployment, serve.deployment(kind))
-    return deployment.options(logging_config={"enable_access_log": config.access_log}, **options)
+    return deployment.options(
+        logging_config={"enable_access_log": config.access_log},
+        # One that is removed has the time that any request may take, so that none is lost.
+        graceful_shutdown_timeout_s=config.limits.request_timeout_s + 5,
+        **options,
+    )
 
 
-def _scaling(config: ReplicasConfig) -> dict[str, Any]:
-    if config.max_replicas is None:
-        return {"num_replicas": config.num_replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": config.fewest,
-            "initial_replicas": config.num_replicas,
-            "max_replicas": config.max_replicas,
-        }
+def _scaling(replicas: ReplicasConfig, engine: EngineConfig | None) -> dict[str, Any]:
+    """Ray's options for a number of replicas; without an engine, Ray's own policy scales them."""
+    if replicas.max_replicas is None:
+        return {"num_replicas": replicas.num_replicas}
+    options: dict[str, Any] = {
+        "min_replicas": replicas.fewest,
+        "initial_replicas": replicas.first,
+        "max_replicas": replicas.max_replicas,
+        "look_back_period_s": replicas.look_back_s,
+        "metrics_interval_s": replicas.measure_every_s,
     }
+    delays = {
+        "upscale_delay_s": replicas.upscale_delay_s,
+        "downscale_delay_s": replicas.downscale_delay_s,
+        "downscale_to_zero_delay_s": replicas.downscale_delay_s
+        if replicas.downscale_to_zero_delay_s is None
+        else replicas.downscale_to_zero_delay_s,
+    }
+    if engine is None:
+        options |= delays
+    else:
+        target_ms = replicas.target_drain_ms or engine.latency_target_ms
+        # The policy has delays of its own, and Ray would wait once more after them.
+        options |= dict.fromkeys(delays, 0.0)
+        options["policy"] = AutoscalingPolicy(
+            policy_function=f"{DrainPolicy.__module__}:{DrainPolicy.__name__}",
+            policy_kwargs={"target_drain_s": target_ms / 1000, **delays},
+        )
+    with warnings.catch_warnings():
+        # Ray means to replace metrics_interval_s by variables that it does not read yet.
+        warnings.filterwarnings("ignore", "The `metrics_interval_s`", DeprecationWarning)
+        return {"autoscaling_config": AutoscalingConfig(**options)}
 
 
 def _resources(config: ReplicasConfig) -> dict[str, float]:

@@ -5,6 +5,7 @@ replicas. A backend never looks at texts, and never answers a request that was c
 """
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 from muxserve.engine.engine import Engine, answer
 from muxserve.engine.request import Outcome, RequestOptions, Tokens
 from muxserve.engine.stats import EngineStats
+from muxserve.serving.demand import DemandMeter
 
 
 class Backend(Protocol):
@@ -23,6 +25,10 @@ class Backend(Protocol):
         Raises:
             MuxserveError: where the request has no outcomes at all, such as Overloaded.
         """
+        ...
+
+    def refused(self, texts: int) -> None:
+        """Note texts that the ingress refused for want of room: autoscaling counts them."""
         ...
 
     async def ready(self) -> bool:
@@ -39,6 +45,14 @@ class LocalBackend:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._demand = DemandMeter(time.monotonic())
+
+    def demand(self) -> dict[str, float]:
+        """What came since the last call, for the autoscaling policy."""
+        return self._demand.measure(self._engine.stats(), time.monotonic())
+
+    def refused(self, texts: int) -> None:
+        self._demand.refused(texts)
 
     async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
         return await answer(self._engine, tokens, options)

@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy as np
 from muxserve.engine.request import Outcome, Prediction, RequestOptions, Tokens
 from muxserve.errors import DeadlineExceeded, MuxserveError
 from muxserve.serving.config import IngressConfig
+from muxserve.serving.demand import HeldBack
 from muxserve.serving.errors import Internal
 
 log = logging.getLogger(__name__)
@@ -47,11 +49,13 @@ class Bundle:
         ids: [sum of lengths] int32, the texts' token ids one after another.
         lengths: [texts] int32.
         requests: in the order of their texts.
+        held_back: what its sender did not send, for autoscaling.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
     requests: tuple[BundledRequest, ...]
+    held_back: HeldBack | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,11 @@ class BundleAnswer:
     errors: dict[int, MuxserveError]
 
 
-def pack(requests: Sequence[tuple[Sequence[Tokens], RequestOptions]], now_s: float) -> Bundle:
+def pack(
+    requests: Sequence[tuple[Sequence[Tokens], RequestOptions]],
+    now_s: float,
+    held_back: HeldBack | None = None,
+) -> Bundle:
     """Requests as a bundle; ``now_s`` is on ``time.monotonic()``'s clock."""
     texts = [one.ids for tokens, _ in requests for one in tokens]
     return Bundle(
@@ -88,6 +96,7 @@ def pack(requests: Sequence[tuple[Sequence[Tokens], RequestOptions]], now_s: flo
             )
             for tokens, options in requests
         ),
+        held_back,
     )
 
 
@@ -195,6 +204,11 @@ class BundlingBackend:
         self._bundles = 0
         self._bundled_texts = 0
         self._cancelled_texts = 0
+        self._name = uuid.uuid4().hex
+        self._refused_texts = 0
+
+    def refused(self, texts: int) -> None:
+        self._refused_texts += texts
 
     async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
         loop = asyncio.get_running_loop()
@@ -264,7 +278,10 @@ class BundlingBackend:
     async def _call(self, sent: _Sent) -> None:
         try:
             requests = [(request.tokens, request.options) for request in sent.requests]
-            answer = await self._replicas.classify_bundle(pack(requests, time.monotonic()))
+            held_back = HeldBack(self._name, self._waiting_texts, self._refused_texts)
+            self._refused_texts = 0
+            bundle = pack(requests, time.monotonic(), held_back)
+            answer = await self._replicas.classify_bundle(bundle)
             outcomes = unpack_answer(answer)
             start = 0
             for request in sent.requests:

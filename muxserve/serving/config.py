@@ -112,6 +112,31 @@ class ReplicasConfig(BaseModel):
     max_replicas: int | None = Field(
         None, ge=1, le=1000, description="Most replicas; setting it turns autoscaling on."
     )
+    target_drain_ms: float | None = Field(
+        None,
+        gt=0,
+        description="Replicas are added where what waits would take longer than this at the widest "
+        "N; by default engine.latency_target_ms.",
+    )
+    upscale_delay_s: float = Field(
+        30.0, ge=0, le=86_400, description="Seconds that more replicas must be called for."
+    )
+    downscale_delay_s: float = Field(
+        300.0, ge=0, le=86_400, description="Seconds that fewer replicas must be enough."
+    )
+    downscale_to_zero_delay_s: float | None = Field(
+        None,
+        ge=0,
+        le=86_400,
+        description="Seconds without a text before the last replica goes, where min_replicas is 0; "
+        "by default downscale_delay_s.",
+    )
+    look_back_s: float = Field(
+        30.0, gt=0, le=3600, description="Seconds that autoscaling averages over."
+    )
+    measure_every_s: float = Field(
+        5.0, gt=0, le=600, description="Seconds between measurements for autoscaling."
+    )
     num_cpus: float = Field(
         1.0,
         ge=0,
@@ -134,12 +159,23 @@ class ReplicasConfig(BaseModel):
             raise ValueError(
                 f"max_replicas ({self.max_replicas}) is below the fewest replicas ({self.fewest})"
             )
+        if self.measure_every_s >= self.look_back_s:
+            raise ValueError(
+                f"measure_every_s ({self.measure_every_s:g}) must be below look_back_s "
+                f"({self.look_back_s:g}), or there is nothing to average"
+            )
         return self
 
     @property
     def fewest(self) -> int:
         """Replicas that run without load."""
         return self.num_replicas if self.min_replicas is None else self.min_replicas
+
+    @property
+    def first(self) -> int:
+        """Replicas that an application starts with."""
+        most = self.num_replicas if self.max_replicas is None else self.max_replicas
+        return min(max(self.num_replicas, self.fewest), most)
 
 
 class ServeConfig(BaseModel):
@@ -184,6 +220,19 @@ class ServeConfig(BaseModel):
             raise ValueError(
                 "with backend 'triton' there is no engine to set: leave out engine.*; the model's "
                 "config.pbtxt has its settings"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_listens(self) -> "ServeConfig":
+        if (
+            self.arrangement == "together"
+            and self.replicas.min_replicas == 0
+            and self.ingress.direct_port is not None
+        ):
+            raise ValueError(
+                "replicas.min_replicas 0 with arrangement 'together' leaves nobody to listen on "
+                "ingress.direct_port: take arrangement 'separate', or leave out direct_port"
             )
         return self
 

@@ -45,6 +45,7 @@ class MuxIngress:
         self._grpc: GrpcListener | None = None
         self._ingress = config.ingress
         self._engine = None
+        self._local: LocalBackend | None = None
         backend: Backend
         if config.backend == "triton":
             from muxserve.serving.triton import TritonReplicas  # needs the extra 'triton'
@@ -54,7 +55,7 @@ class MuxIngress:
         elif replicas is None:
             self._engine = load_engine(config.family, config.engine)
             family = self._engine.family
-            backend = LocalBackend(self._engine)
+            backend = self._local = LocalBackend(self._engine)
         else:
             # No member is loaded: an ingress needs the labels and the tokenizer.
             family = Family.load(config.family, widths=[])
@@ -115,6 +116,10 @@ class MuxIngress:
         function: ScoreFunction | None = "none" if raw_scores else None
         answers = entries(answered, self._service.spec, function)
         return answers[0] if isinstance(checked, str) else answers
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What came since the last call, where the engine is here; Ray's policy asks for it."""
+        return {} if self._local is None else self._local.demand()
 
     async def check_health(self) -> None:
         """Raise where the forward thread of this process has ended; Ray then replaces it."""

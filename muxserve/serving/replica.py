@@ -19,6 +19,7 @@ from muxserve.engine.request import Outcome, Request
 from muxserve.errors import MuxserveError
 from muxserve.serving.backend import counters
 from muxserve.serving.bundles import Bundle, BundleAnswer, pack_answer, unpack
+from muxserve.serving.demand import DemandMeter
 
 
 def log_through_ray() -> None:
@@ -99,14 +100,21 @@ class MuxReplica:
 
     def __init__(self, family: str, config: EngineConfig) -> None:
         self._engine = load_engine(family, config)
+        self._demand = DemandMeter(time.monotonic())
 
     async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
         """Answer every text of a bundle."""
+        if bundle.held_back is not None:
+            self._demand.held_back(bundle.held_back, time.monotonic())
         return await answer_bundle(self._engine, bundle)
 
     async def stats(self) -> dict[str, Any]:
         """The engine's counters."""
         return counters(self._engine.stats())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What came since the last call; called by Ray, for the autoscaling policy."""
+        return self._demand.measure(self._engine.stats(), time.monotonic())
 
     async def check_health(self) -> None:
         """Raise where the forward thread has ended; Ray then replaces the replica."""

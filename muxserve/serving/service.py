@@ -136,6 +136,7 @@ class TextService:
         """
         if self._texts and self._texts + texts > self._most_texts:
             self._shed += texts
+            self.backend.refused(texts)
             raise Overloaded(
                 f"the ingress is full: {self._texts} of {self._most_texts} texts are under way "
                 f"and {texts} more came; try again later"
