@@ -1,4 +1,4 @@
-"""Arrivals and forward times in, latencies and N over time out: the engine without a model.
+"""Arrivals and forward times in, latencies, N and replicas over time out: engines without a model.
 
 A discrete-event simulation of replicas whose lines are served by the engine's own policy and
 planner, so that what it says of N is what the engine would do. Only the clock and the forwards are
@@ -7,12 +7,14 @@ simulated. Pure: the same arrivals and times give the same result.
 
 import heapq
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from typing import Protocol
 
-from muxserve.engine.policy import decide
+from muxserve.engine.policy import decide, widest_drain_s, work_s
 from muxserve.engine.slots import Plan, plan, sight
+from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import ForwardTimes
 
 
@@ -34,7 +36,7 @@ class Replicas:
     """What serves.
 
     Attributes:
-        count: replicas, each with a line of its own; a text goes to the shortest.
+        count: replicas at first, each with a line of its own; a text goes to the shortest.
         widths: every N that load may choose, ascending.
         target_s: the latency target.
         in_flight: forwards that one replica runs at once.
@@ -48,6 +50,29 @@ class Replicas:
     in_flight: int = 1
     max_groups: int = 32
     max_waiting: int = 4096
+
+
+class Scaler(Protocol):
+    """Decides how many replicas there are.
+
+    Attributes:
+        every_s: seconds between its decisions.
+        start_s: seconds from a decision until a replica that it added serves.
+        until_s: its last decision.
+    """
+
+    every_s: float
+    start_s: float
+    until_s: float
+
+    def replicas(self, now_s: float, asked: int, running: Mapping[int, EngineStats]) -> int:
+        """Replicas to ask for.
+
+        Args:
+            now_s: seconds since the beginning.
+            asked: how many are asked for now.
+            running: counters of each that serves, by its number.
+        """
 
 
 @dataclass(eq=False, slots=True)
@@ -70,6 +95,7 @@ class Simulated:
         shed: texts refused by a full line.
         slots, filled_slots: of all forwards.
         busy_s: seconds that forwards took, of all replicas together.
+        replicas: (seconds, how many were asked for from then on).
     """
 
     seconds: float = 0.0
@@ -80,6 +106,7 @@ class Simulated:
     slots: int = 0
     filled_slots: int = 0
     busy_s: float = 0.0
+    replicas: list[tuple[float, int]] = field(default_factory=list)
 
     def quantile_s(self, q: float) -> float:
         """Latency quantile in seconds; infinite where texts were shed beyond it."""
@@ -112,65 +139,165 @@ def poisson_arrivals(
     return texts
 
 
-def simulate(texts: Sequence[SimulatedText], times: ForwardTimes, replicas: Replicas) -> Simulated:
+def simulate(
+    texts: Sequence[SimulatedText],
+    times: ForwardTimes,
+    replicas: Replicas,
+    scaler: Scaler | None = None,
+) -> Simulated:
     """Serve ``texts``, in order of arrival, with forwards that take as long as ``times`` say."""
-    result = Simulated()
-    lines: list[dict[SimulatedText, None]] = [{} for _ in range(replicas.count)]
-    running: list[list[Plan[SimulatedText]]] = [[] for _ in range(replicas.count)]
-    ends: list[tuple[float, int, int, Plan[SimulatedText]]] = []
-    started = 0
+    return _Simulation(times, replicas, scaler).run(texts)
 
-    def start_forwards(index: int, now: float) -> None:
-        nonlocal started
-        line, own = lines[index], running[index]
-        while line and len(own) < replicas.in_flight:
-            waiting = list(islice(line, sight(replicas.widths, replicas.max_groups)))
+
+@dataclass(eq=False, slots=True)
+class _Replica:
+    """One line, and the forwards that serve it; ``leaving`` once it takes no more texts."""
+
+    number: int
+    ready: bool
+    leaving: bool = False
+    line: dict[SimulatedText, None] = field(default_factory=dict)
+    running: list[Plan[SimulatedText]] = field(default_factory=list)
+    stats: EngineStats = field(default_factory=EngineStats)
+
+    @property
+    def texts(self) -> int:
+        return len(self.line) + sum(len(batch.texts) for batch in self.running)
+
+
+class _Simulation:
+    """The state of one simulation."""
+
+    def __init__(self, times: ForwardTimes, replicas: Replicas, scaler: Scaler | None) -> None:
+        self._times = times
+        self._settings = replicas
+        self._scaler = scaler
+        self._sight = sight(replicas.widths, replicas.max_groups)
+        self._numbers = count()
+        self._order = count()
+        self._replicas = [_Replica(next(self._numbers), True) for _ in range(replicas.count)]
+        # (when, order, whose, batch that ends); without a batch a replica is ready, and without a
+        # replica the scaler decides.
+        self._events: list[tuple[float, int, _Replica | None, Plan[SimulatedText] | None]] = []
+        self._nowhere: list[SimulatedText] = []
+        self._result = Simulated(replicas=[(0.0, replicas.count)])
+
+    def run(self, texts: Sequence[SimulatedText]) -> Simulated:
+        if self._scaler is not None:
+            self._at(self._scaler.every_s, None)
+        for text in texts:
+            self._go_on_until(text.arrival_s)
+            self._arrive(text, text.arrival_s)
+        self._go_on_until(float("inf"))
+        return self._result
+
+    def _at(
+        self, when: float, replica: _Replica | None, batch: Plan[SimulatedText] | None = None
+    ) -> None:
+        heapq.heappush(self._events, (when, next(self._order), replica, batch))
+
+    def _go_on_until(self, end: float) -> None:
+        while self._events and self._events[0][0] <= end:
+            now, _, replica, batch = heapq.heappop(self._events)
+            if replica is None:
+                self._scale(now)
+            elif batch is None:
+                replica.ready = True
+                waiting, self._nowhere = self._nowhere, []
+                for text in waiting:
+                    self._arrive(text, now)
+            else:
+                self._finish(replica, batch, now)
+
+    def _arrive(self, text: SimulatedText, now: float) -> None:
+        serving = [one for one in self._replicas if one.ready and not one.leaving]
+        if not serving:
+            self._nowhere.append(text)
+            return
+        replica = min(serving, key=lambda one: one.texts)
+        if len(replica.line) >= self._settings.max_waiting:
+            self._result.shed += 1
+            replica.stats.shed += 1
+            return
+        replica.stats.joined += 1
+        replica.line[text] = None
+        self._start_forwards(replica, now)
+
+    def _start_forwards(self, replica: _Replica, now: float) -> None:
+        settings, times, line, own = self._settings, self._times, replica.line, replica.running
+        while line and len(own) < settings.in_flight:
+            waiting = list(islice(line, self._sight))
             decision = decide(
                 [text.length for text in waiting],
                 [text.length for batch in own for text in batch.texts],
                 times,
-                replicas.widths,
-                replicas.target_s,
-                in_flight=replicas.in_flight,
-                max_groups=replicas.max_groups,
+                settings.widths,
+                settings.target_s,
+                in_flight=settings.in_flight,
+                max_groups=settings.max_groups,
                 behind=len(line) - len(waiting),
             )
             if len(waiting) < decision.enough:
                 return
             batch = plan(
-                waiting, decision.num_instances, times, replicas.widths, decision.max_groups
+                waiting, decision.num_instances, times, settings.widths, decision.max_groups
             )
             for text in batch.texts:
                 del line[text]
             own.append(batch)
             seconds = times.predict(batch.num_instances, batch.length, batch.groups)
-            result.busy_s += seconds
-            result.slots += len(batch.slots)
-            result.filled_slots += len(batch.texts)
-            started += 1
-            heapq.heappush(ends, (now + seconds, started, index, batch))
+            self._result.busy_s += seconds
+            self._result.slots += len(batch.slots)
+            self._result.filled_slots += len(batch.texts)
+            self._at(now + seconds, replica, batch)
 
-    def finish_until(now: float) -> None:
-        while ends and ends[0][0] <= now:
-            end, _, index, batch = heapq.heappop(ends)
-            result.seconds = end
-            running[index].remove(batch)
-            for text in batch.texts:
-                result.arrivals_s.append(text.arrival_s)
-                result.latencies_s.append(end - text.arrival_s)
-                result.num_instances.append(batch.num_instances)
-            start_forwards(index, end)
-
-    for text in texts:
-        finish_until(text.arrival_s)
-        index = min(
-            range(replicas.count),
-            key=lambda i: len(lines[i]) + sum(len(batch.texts) for batch in running[i]),
+    def _finish(self, replica: _Replica, batch: Plan[SimulatedText], now: float) -> None:
+        result = self._result
+        result.seconds = now
+        replica.running.remove(batch)
+        replica.stats.count(
+            batch.num_instances,
+            slots=len(batch.slots),
+            distinct=len(batch.texts),
+            answered=len(batch.texts),
+            seconds=self._times.predict(batch.num_instances, batch.length, batch.groups),
+            work_s=work_s(batch.texts, self._times, self._settings.widths)
+            / self._settings.in_flight,
         )
-        if len(lines[index]) >= replicas.max_waiting:
-            result.shed += 1
-            continue
-        lines[index][text] = None
-        start_forwards(index, text.arrival_s)
-    finish_until(float("inf"))
-    return result
+        for text in batch.texts:
+            result.arrivals_s.append(text.arrival_s)
+            result.latencies_s.append(now - text.arrival_s)
+            result.num_instances.append(batch.num_instances)
+        self._start_forwards(replica, now)
+
+    def _scale(self, now: float) -> None:
+        scaler = self._scaler
+        assert scaler is not None
+        asked = [one for one in self._replicas if not one.leaving]
+        running = {one.number: self._stats(one) for one in asked if one.ready}
+        wanted = scaler.replicas(now, len(asked), running)
+        for _ in range(wanted - len(asked)):
+            replica = _Replica(next(self._numbers), ready=False)
+            self._replicas.append(replica)
+            self._at(now + scaler.start_s, replica)
+        # Those that do not serve yet go first, then the youngest.
+        for replica in sorted(asked, key=lambda one: (one.ready, -one.number))[
+            : max(0, len(asked) - wanted)
+        ]:
+            replica.leaving = True
+        if wanted != len(asked):
+            self._result.replicas.append((now, wanted))
+        self._replicas = [
+            one for one in self._replicas if not one.leaving or one.texts or not one.ready
+        ]
+        if now + scaler.every_s <= scaler.until_s:
+            self._at(now + scaler.every_s, None)
+
+    def _stats(self, replica: _Replica) -> EngineStats:
+        texts = [*replica.line, *(text for batch in replica.running for text in batch.texts)]
+        drain_s = widest_drain_s(texts, self._times, self._settings.widths)
+        return replace(
+            replica.stats,
+            waiting=len(replica.line),
+            drain_s=drain_s / self._settings.in_flight,
+        )

@@ -8,7 +8,7 @@ Serve knows. Ray pickles this module by value into its controller, so it imports
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,11 +64,13 @@ class Pending:
         replicas: how many were asked for when it began; another number begins anew.
         since_s: when it began.
         wanted: the least that was called for since, where it is more; the most, where it is fewer.
+        drain_s: the line when it began.
     """
 
     replicas: int
     since_s: float
     wanted: int
+    drain_s: float
 
 
 def needed(seen: Seen, scaling: Scaling) -> int:
@@ -100,7 +102,8 @@ def decide(
     """Replicas to ask for now, and what waits for its delay.
 
     A change must have been called for all through its delay. Then the smallest step of those that
-    were called for is made, so that neither a short burst nor a short lull is followed.
+    were called for is made, so that neither a short burst nor a short lull is followed. None is
+    added for a line alone that will be gone before the added one could go again.
 
     Args:
         seen: measurements.
@@ -114,15 +117,15 @@ def decide(
     if not scaling.min_replicas <= seen.replicas <= scaling.max_replicas:
         return wanted, None  # the bounds were changed: that waits for nothing
     more = wanted > seen.replicas
-    goes_on = (
-        pending is not None
-        and pending.replicas == seen.replicas
-        and (pending.wanted > seen.replicas) == more
-    )
-    if pending is None or not goes_on:
-        pending = Pending(seen.replicas, now_s, wanted)
+    begun = Pending(seen.replicas, now_s, wanted, seen.drain_s)
+    if (
+        pending is None
+        or pending.replicas != seen.replicas
+        or (pending.wanted > seen.replicas) != more
+    ):
+        pending = begun
     step = min if more else max
-    pending = Pending(seen.replicas, pending.since_s, step(pending.wanted, wanted))
+    pending = replace(pending, wanted=step(pending.wanted, wanted))
     if more:
         delay_s = scaling.upscale_delay_s
     elif pending.wanted == 0:
@@ -131,7 +134,17 @@ def decide(
         delay_s = scaling.downscale_delay_s
     if now_s - pending.since_s < delay_s:
         return seen.replicas, pending
+    if more and _is_going(seen, pending, now_s, scaling.downscale_delay_s):
+        return seen.replicas, begun
     return pending.wanted, None
+
+
+def _is_going(seen: Seen, pending: Pending, now_s: float, within_s: float) -> bool:
+    """Whether there is only a line, left from before, that goes away in time at its pace."""
+    if _replicas(seen.load, BUSY) > seen.replicas:
+        return False
+    shrank_s = pending.drain_s - seen.drain_s
+    return shrank_s > 0 and seen.drain_s * (now_s - pending.since_s) <= shrank_s * within_s
 
 
 def _replicas(load: float, busy: float) -> int:
