@@ -38,8 +38,12 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 	$(BIN)/serve run deployments.sentiment:app $(ARGS)
 
 .PHONY: test
-test: .venv/.installed  ## Run the tests, but for those that start a Triton server
-	$(BIN)/pytest -m 'not triton' $(ARGS)
+test: .venv/.installed  ## Run the tests, but for those of a target of their own below
+	$(BIN)/pytest -m 'not triton and not kubernetes and not cluster' $(ARGS)
+
+.PHONY: test-cluster
+test-cluster: .venv/.installed  ## Run the tests that start a Ray cluster of several nodes
+	$(BIN)/pytest -m cluster $(ARGS)
 
 .PHONY: test-triton
 test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server
