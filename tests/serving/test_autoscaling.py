@@ -1,14 +1,18 @@
 """Autoscaling: the decision by itself, and on simulated traffic with the engine's own policy."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muxserve.engine.config import EngineConfig
 from muxserve.engine.simulation import Phase, Simulated
 from muxserve.engine.stats import EngineStats
+from muxserve.serving.app import _scaling
 from muxserve.serving.autoscaling import (
     BUSY,
     BUSY_WITH_FEWER,
@@ -18,6 +22,7 @@ from muxserve.serving.autoscaling import (
     needed,
     seen_by,
 )
+from muxserve.serving.config import ReplicasConfig
 from muxserve.serving.demand import DemandMeter, HeldBack
 from tests.serving.simulated_scaling import ONE_AT_WIDEST, scaled
 
@@ -347,3 +352,58 @@ def test_nothing_is_left_where_nothing_comes_and_none_is_allowed():
     counts = changes(scaled(phases, settings=lambda one: replace(one, min_replicas=0))[0])
     assert counts[-2:] == [1, 0]
     assert changes(scaled(phases)[0])[-1] == 1
+
+
+# As Ray gets it
+
+
+def test_the_policy_reaches_the_controller_without_muxserve_or_torch():
+    """Ray pickles it by value; a controller must not load torch to decide on a number."""
+    options = _scaling(ReplicasConfig(max_replicas=4, upscale_delay_s=0), EngineConfig())
+    policy = options["autoscaling_config"].policy
+    script = f"""
+import sys
+import ray.cloudpickle
+
+class NoMuxserve:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("muxserve", "torch"):
+            raise ModuleNotFoundError(f"no {{name}} here")
+
+sys.meta_path.insert(0, NoMuxserve())
+from types import SimpleNamespace
+policy = ray.cloudpickle.loads({policy.get_serialized_policy_def()!r})(**{policy.policy_kwargs!r})
+context = SimpleNamespace(
+    target_num_replicas=1,
+    capacity_adjusted_min_replicas=1,
+    capacity_adjusted_max_replicas=4,
+    aggregated_metrics={{"load": {{"a": 2.0}}, "drain_s": {{"a": 1.0}}, "held_s": {{"a": 0.0}}}},
+    policy_state={{}},
+    current_time=1.0,
+)
+print(policy(context)[0])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "3", done.stderr
+
+
+def test_the_policys_delays_are_not_waited_for_twice():
+    replicas = ReplicasConfig(min_replicas=0, max_replicas=4, downscale_delay_s=90)
+    options = _scaling(replicas, EngineConfig(latency_target_ms=20))["autoscaling_config"]
+    delays = {
+        "upscale_delay_s": 30.0,
+        "downscale_delay_s": 90.0,
+        "downscale_to_zero_delay_s": 90.0,
+    }
+    assert options.policy.policy_kwargs == {"target_drain_s": 0.02, **delays}
+    assert all(getattr(options, name) == 0 for name in delays)
+    assert (options.min_replicas, options.initial_replicas, options.max_replicas) == (0, 1, 4)
+
+
+def test_without_an_engine_rays_own_policy_scales():
+    options = _scaling(ReplicasConfig(max_replicas=4), None)["autoscaling_config"]
+    assert options.policy.is_default_policy_function()
+    assert options.upscale_delay_s == 30
+    assert _scaling(ReplicasConfig(num_replicas=3), EngineConfig()) == {"num_replicas": 3}

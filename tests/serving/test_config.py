@@ -75,6 +75,12 @@ def test_an_unknown_setting_is_named_with_those_that_exist(values, named, near):
         {"arrangement": "apart"},
         {"replicas.min_replicas": 1},
         {"replicas": {"num_replicas": 4, "max_replicas": 2}},
+        {"replicas": {"look_back_s": 5, "measure_every_s": 5}},
+        {
+            "arrangement": "together",
+            "replicas": {"min_replicas": 0, "max_replicas": 2},
+            "ingress.direct_port": 9000,
+        },
         {"family": "", "engine": {}},
         {"engine": 3},
     ],
@@ -89,6 +95,8 @@ def test_autoscaling_starts_at_its_fewest_replicas():
     assert config.replicas.fewest == 1
     config = SentimentConfig.model_validate({"replicas": {"min_replicas": 0, "max_replicas": 4}})
     assert config.replicas.fewest == 0
+    config = SentimentConfig.model_validate({"replicas": {"min_replicas": 2, "max_replicas": 4}})
+    assert config.replicas.first == 2
 
 
 def test_every_setting_is_described():
