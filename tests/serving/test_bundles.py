@@ -267,3 +267,19 @@ def test_a_deadline_is_kept_across_clocks(engine):
     bundle = pack([(texts, RequestOptions(deadline_s=99.0))], now_s=100.0)
     (outcome,) = unpack_answer(asyncio.run(answer_bundle(engine, bundle)))
     assert isinstance(outcome, DeadlineExceeded)
+
+
+def test_a_bundle_tells_once_what_was_refused_and_always_what_waits():
+    async def test(backend, replicas):
+        backend.refused(7)
+        asked = [ask(backend, tokens(0))]
+        await until(lambda: len(replicas.bundles) == 1)
+        asked += [ask(backend, tokens(index), tokens(index, 1)) for index in range(1, 4)]
+        await asyncio.sleep(0)
+        replicas.released.set()
+        await asyncio.gather(*asked)
+        told = [bundle.held_back for bundle in replicas.bundles]
+        assert [(one.waiting, one.refused) for one in told] == [(0, 7), (4, 0), (2, 0), (0, 0)]
+        assert len({one.ingress for one in told}) == 1
+
+    run(test, max_calls_in_flight=1, max_texts_per_bundle=2)

@@ -511,9 +511,8 @@ def test_a_full_ingress_refuses_before_a_text_costs_anything_and_takes_again(ser
             encoded.append(len(requests))
             return served.engine.encoder.encode_each(requests)
 
-    service = TextService(
-        served.engine.family.spec, Counting(), LocalBackend(served.engine), LIMITS, most_texts=2
-    )
+    backend = LocalBackend(served.engine)
+    service = TextService(served.engine.family.spec, Counting(), backend, LIMITS, most_texts=2)
 
     async def test(client: httpx.AsyncClient) -> None:
         with served.gate.held():
@@ -525,6 +524,7 @@ def test_a_full_ingress_refuses_before_a_text_costs_anything_and_takes_again(ser
             assert encoded == [1]
             own = (await client.get("/stats")).json()["ingress"]
             assert (own["texts_under_way"], own["shed"]) == (2, 1)
+            assert backend._demand._refused == 1, "autoscaling counts it"
         assert (await first).status_code == 200
         alone = await client.post("/predict", json={"inputs": ["a good", "a bad", "an ugly film"]})
         assert alone.status_code == 200
