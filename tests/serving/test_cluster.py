@@ -28,12 +28,15 @@ from muxserve.serving.config import ServeConfig
 from tests.conftest import tiny_config, write_family
 from tests.ray_serve import BOUND_S, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(240)]
 
+#: Of this machine alone, but not 127.0.0.1: Ray replaces that by the machine's outer address when it
+#: connects, where these nodes do not listen.
+LOOPBACK = "127.0.0.2"
 NODE = {
     "num_cpus": 1,
     "object_store_memory": 80 * 2**20,
-    "node_ip_address": "127.0.0.1",
+    "node_ip_address": LOOPBACK,
     "include_dashboard": False,
 }
 
@@ -59,11 +62,19 @@ def cluster() -> Iterator[Cluster]:
         )
         try:
             cluster.add_node(**NODE, num_gpus=1)
-            ray.init(address=cluster.address, namespace="serve", log_to_driver=False)
+            ray.init(
+                address=cluster.address,
+                namespace="serve",
+                _node_ip_address=LOOPBACK,
+                log_to_driver=False,
+            )
             yield cluster
         finally:
-            serve.shutdown()
-            ray.shutdown()
+            # Without a connection serve.shutdown would look for some Ray of this machine, and end
+            # whatever serves there.
+            if ray.is_initialized():
+                serve.shutdown()
+                ray.shutdown()
             cluster.shutdown()
 
 

@@ -13,7 +13,7 @@ from muxserve.serving.bundles import Bundle, pack
 from muxserve.serving.replica import MuxReplica
 from tests.ray_serve import BOUND_S, ray_serve, until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 
 TEXTS, BUNDLES = 64, 40
 
