@@ -1,0 +1,49 @@
+"""Each kind of user against the fake server; what is answered is read as its protocol says."""
+
+import pytest
+
+from tests.loadtest.conftest import fake, report_of, run, write_scenario
+
+LOAD = {"shape": "constant", "rate_per_s": 40, "seconds": 3, "warm_up_s": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "texts", "more"),
+    [
+        ("texts", 8, {"texts_per_request": 8}),
+        ("mixed", 1, {}),
+        ("oip-http", 1, {"model": "fake"}),
+    ],
+)
+def test_a_kind_of_request_is_answered_and_judged(tmp_path, kind, texts, more):
+    with fake(delay_ms=5) as server:
+        scenario = write_scenario(tmp_path, server.url, LOAD, requests=kind, **more)
+        code, _, errors = run(scenario, tmp_path / "out")
+        counts = server.counts()
+    assert code == 0, errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert one["answered"] == counts["200"]
+    assert one["texts_by_num_instances"] == {"2": texts * counts["200"]}
+    assert 0.3 < one["accuracy"] < 0.7
+
+
+def test_words_are_judged_one_by_one(tmp_path):
+    (tmp_path / "words.jsonl").write_text(
+        '{"tokens": ["words", "run"], "tags": ["NOUN", "VERB"]}\n'
+    )
+    texts = {"source": "file", "file": "words.jsonl", "text_field": "tokens", "label_field": "tags"}
+    with fake() as server:
+        scenario = write_scenario(tmp_path, server.url, LOAD, requests="tokens", texts=texts)
+        code, _, errors = run(scenario, tmp_path / "out")
+    assert code == 0, errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert one["accuracy"] == 0.5
+
+
+def test_a_model_that_is_not_there_is_said(tmp_path):
+    with fake(status=404) as server:
+        scenario = write_scenario(tmp_path, server.url, LOAD, requests="oip-http", model="other")
+        code, _, errors = run(scenario, tmp_path / "out")
+    assert code == 3
+    assert "v2/models/other" in errors or "no request was answered" in errors
+    assert "Traceback" not in errors
