@@ -67,6 +67,15 @@ bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burs
 bench-forward: .venv/.installed  ## Measure what one forward costs, and where
 	$(BIN)/python benchmarks/forward.py $(ARGS)
 
+.PHONY: loadtest
+loadtest: .venv/.installed  ## Measure the gain of every N with Locust; a report in loadtest-gain/ (8 minutes)
+	$(BIN)/muxserve loadtest loadtests/scenarios/gain.yaml $(ARGS)
+
+.PHONY: screenshot
+screenshot:  ## Take a picture of loadtest-gain/report.html (needs Debian's chromium)
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,2400 \
+	  --screenshot=loadtest-gain/report.png loadtest-gain/report.html
+
 .PHONY: evaluate
 evaluate: .cache/sentiment-test.csv .cache/brown-test.jsonl  ## Measure the shipped families again (needs npm)
 	$(BIN)/muxserve evaluate sentiment --data $< --dataset $(TEST_SET) --check $(ARGS)

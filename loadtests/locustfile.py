@@ -5,8 +5,9 @@
     locust -f loadtests/locustfile.py OneText --master --expect-workers 2 --host ...
     locust -f loadtests/locustfile.py OneText --worker
 
-Each user is a Poisson source of ``--rate-per-user`` requests per second (1 by default), so the number
-of users is the offered rate. Other users: ManyTexts, MixedLengths, Words, OipHttp, OipGrpc, Handle.
+Each user is a Poisson source of ``--rate-per-user`` requests per second (1 by default), so the
+number of users is the offered rate. Other users: ManyTexts, MixedLengths, Words, OipHttp, OipGrpc,
+Handle.
 """
 
 from muxserve.loadtest.locustfile import *  # noqa: F403

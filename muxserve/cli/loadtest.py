@@ -73,8 +73,9 @@ def run(
 ) -> None:
     """Run a scenario: start its servers one after the other, load them, write the report.
 
-    Exit codes: 0 measured, 1 a --fail-if holds, 2 a mistake in the scenario or the flags, 3 a server
-    did not start, died, or answered nothing, 130 Ctrl-C. Whatever was measured is in the report.
+    Exit codes: 0 measured, 1 a --fail-if holds, 2 a mistake in the scenario or the flags, 3 a
+    server did not start, died, or answered nothing, 130 Ctrl-C. Whatever was measured is in the
+    report.
 
     \b
     Examples:

@@ -56,11 +56,11 @@ def lines(
         return _HEIGHT - _BOTTOM - span * min(1.0, share)
 
     parts = [_frame(ticks, y, unit)]
-    for time in _ticks(end):
-        if time <= end:
-            parts.append(
-                f'<text x="{x(time):.1f}" y="{_HEIGHT - 16}" class="tick mid">{time:g}</text>'
-            )
+    parts += [
+        f'<text x="{x(time):.1f}" y="{_HEIGHT - 16}" class="tick mid">{time:g}</text>'
+        for time in _ticks(end)
+        if time <= end
+    ]
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 2}" class="tick end">seconds</text>')
     for index, (_, points) in enumerate(series):
         parts += [
@@ -84,7 +84,8 @@ def bars(title: str, unit: str, values: Sequence[tuple[str, float | None]], *, d
         shown = "not known" if value is None else f"{value:,.{digits}f} {unit}"
         parts.append(
             f'<text x="150" y="{y + 16}" class="name end">{html.escape(name)}</text>'
-            f'<rect x="158" y="{y + 3}" width="{length:.1f}" height="18" class="bar c{index % 6}"/>'
+            f'<rect x="158" y="{y + 3}" width="{length:.1f}" height="18" '
+            f'class="bar c{index % 6}"/>'
             f'<text x="{164 + length:.1f}" y="{y + 16}" class="name">{shown}</text>'
         )
     return _figure(title, "".join(parts), [], height=height)
@@ -108,7 +109,7 @@ def _figure(
 def _frame(ticks: Sequence[float], y: object, unit: str) -> str:
     assert callable(y)
     rows = "".join(
-        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(one):.1f}" y2="{y(one):.1f}" class="grid"/>'
+        f'<path d="M{_LEFT} {y(one):.1f}H{_WIDTH - _RIGHT}" class="grid"/>'
         f'<text x="{_LEFT - 6}" y="{y(one) + 4:.1f}" class="tick end">{one:,g}</text>'
         for one in ticks
     )

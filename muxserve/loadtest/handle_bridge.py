@@ -2,12 +2,14 @@
 
     python -m muxserve.loadtest.handle_bridge --port 9100 --address 10.0.0.1:6379
 
-Ray and gevent do not share a process, so Locust's users reach a handle through this. A request is
-one line of JSON, ``{"id", "texts"}``; so is its answer, ``{"id", "status", "answers" | "message"}``.
+Ray and gevent do not share a process, so Locust's users reach a handle through this. A request
+is one line of JSON, ``{"id", "texts"}``; so is its answer, ``{"id", "status", "answers"}`` or
+``{"id", "status", "message"}``.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 from typing import Any
@@ -60,10 +62,8 @@ def main() -> None:
     parser.add_argument("--address", default="auto", help="of the Ray cluster")
     options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_run(options.port, options.address))
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":

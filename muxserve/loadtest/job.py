@@ -1,4 +1,4 @@
-"""What one run of the load generator is told, as a file: where to, what, how much, and for how long."""
+"""What one run of the load generator is told, as a file: where to, what, and how much."""
 
 import os
 from pathlib import Path

@@ -33,7 +33,8 @@ _BLAME = [
 ]  # fmt: skip
 _FILLERS = [
     "as I said to my sister on the way home", "at least in the version shown here last night",
-    "which runs for almost two hours", "set in a town by the sea", "based on a book from the fifties",
+    "which runs for almost two hours", "set in a town by the sea",
+    "based on a book from the fifties",
     "with a budget that nobody talks about", "shot over one long summer", "in the cinema downtown",
     "told from the point of view of a taxi driver", "about two brothers and a boat",
 ]  # fmt: skip
@@ -42,7 +43,7 @@ _FILLERS = [
 def opinions(
     count: int, *, seed: int = 0, words: tuple[int, int] = (5, 60)
 ) -> list[tuple[str, str]]:
-    """``count`` texts, each with its label, of about ``words`` (fewest, most) words, all different."""
+    """``count`` different texts, each with its label, of about ``words`` (fewest, most) words."""
     rng = random.Random(seed)
     found: dict[str, str] = {}
     while len(found) < count:

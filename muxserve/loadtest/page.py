@@ -2,32 +2,13 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from muxserve.loadtest.charts import bars, lines
 from muxserve.loadtest.verdict import gains, main_load, rate_of
 
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1a1d21;--soft:#5b6470;--paper:#fff;--rule:#d8dde3;--box:#f4f6f8;
---c0:#0b62c4;--c1:#c2410c;--c2:#15803d;--c3:#9333ea;--c4:#be123c;--c5:#0f766e}
-@media (prefers-color-scheme:dark){:root{--ink:#e8eaed;--soft:#a3adb8;--paper:#14171b;--rule:#343b44;
---box:#1d2228;--c0:#6cb2ff;--c1:#ff9d5c;--c2:#5fd38a;--c3:#c99bff;--c4:#ff7b95;--c5:#4fd1c5}}
-@media print{:root{color-scheme:light;--ink:#000;--soft:#333;--paper:#fff;--rule:#bbb;--box:#fff;--c0:#0b62c4;
---c1:#c2410c;--c2:#15803d;--c3:#9333ea;--c4:#be123c;--c5:#0f766e}
-figure,table,section>h3{break-inside:avoid}body{max-width:none}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;
-margin:2rem auto;padding:0 1rem}
-h1,h2,h3{line-height:1.2}.verdict{font-size:1.15rem;border-left:4px solid var(--c0);padding:.6rem 1rem;
-background:var(--box)}.bad{border-color:var(--c4)}.soft{color:var(--soft)}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:1rem 0}
-th,td{padding:.3rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-figure{margin:1.2rem 0}figcaption{font-weight:600}svg{max-width:100%;height:auto}
-svg text{fill:var(--ink);font:12px system-ui,sans-serif}svg .tick{fill:var(--soft);font-size:11px}
-.end{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:var(--rule);stroke-width:1}
-.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
-.legend{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85rem}.legend svg{vertical-align:middle;margin-right:.3rem}
-"""
+_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _STYLE += "".join(
     f".line.c{i}{{stroke:var(--c{i});stroke-dasharray:{dash}}}.bar.c{i}{{fill:var(--c{i})}}\n"
     for i, dash in enumerate(("none", "8 4", "2 4", "10 3 2 3", "5 2", "1 5"))
@@ -35,12 +16,12 @@ _STYLE += "".join(
 _STYLE += ".legend .line{stroke-width:2.5}"
 
 METHOD = (
-    "Arrivals are Poisson and drawn before anything is sent; a request is sent when it is due, however "
-    "many are under way, and its latency counts from then and not from when it was sent. So a slow "
-    "server cannot slow its own test (coordinated omission). 'saturate' is a closed loop: it measures "
-    "a rate, and its latencies are those of its own line. Latencies are of answered requests; the "
-    "others are counted as errors, by code. The first seconds (warm-up) do not count. Latencies are "
-    "counted in buckets of 1 % width."
+    "Arrivals are Poisson and drawn before anything is sent; a request is sent when it is due, "
+    "however many are under way, and its latency counts from then and not from when it was sent. "
+    "So a slow server cannot slow its own test (coordinated omission). 'saturate' is a closed "
+    "loop: it measures a rate, and its latencies are those of its own line. Latencies are of "
+    "answered requests; the others are counted as errors, by code. The first seconds (warm-up) do "
+    "not count. Latencies are counted in buckets of 1 % width."
 )
 
 Row = Mapping[str, Any]
@@ -133,8 +114,8 @@ def _load(report: Mapping[str, Any], index: int) -> str:
     known = {k: v for k, v in shape.items() if v is not None and k != "shape"}
     settings = ", ".join(f"{key} {value:g}" for key, value in known.items())
     parts = [f"<section><h2>{shape['shape']}</h2><p class='soft'>{html.escape(settings)}</p>"]
-    parts.append(table(["server", *(name for name, _ in COLUMNS)],
-                       [[name, *(show(one) for _, show in COLUMNS)] for name, one in rows]))  # fmt: skip
+    heads = ["server", *(name for name, _ in COLUMNS)]
+    parts.append(table(heads, [[name, *(show(one) for _, show in COLUMNS)] for name, one in rows]))
     if shape["shape"] == "search":
         parts += [_steps(name, one) for name, one in rows]
 
@@ -224,7 +205,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _number(value: float | None, digits: int) -> str:

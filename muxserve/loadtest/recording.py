@@ -1,8 +1,8 @@
 """From an answer to the tally, and from each process's tally to the results file.
 
-Runs inside Locust. A worker's part goes to the master every second as a message of ours; the master,
-or the only process, appends each part to the results file, so that what was measured outlives a
-crash or Ctrl-C.
+Runs inside Locust. A worker's part goes to the master every second as a message of ours; the
+master, or the only process, appends each part to the results file, so that what was measured
+outlives a crash or Ctrl-C.
 """
 
 import json

@@ -121,8 +121,8 @@ def requests_of(
 
     Args:
         speaker: prepares them.
-        kind: ``texts`` has ``texts_per_request`` in each; ``mixed`` has the shortest and the longest
-            third of the texts in turn, so that lengths near each other seldom meet.
+        kind: ``texts`` has ``texts_per_request`` in each; ``mixed`` has the shortest and the
+            longest third of the texts, so that lengths near each other seldom meet.
         texts: of the scenario.
         texts_per_request: of ``texts``.
         seed: of the order.

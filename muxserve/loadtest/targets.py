@@ -194,7 +194,7 @@ def check_http(base: str, path: str) -> None:
         ) from None
     if status == 404:
         raise TargetFailed(
-            f"{base}{path} is unknown there (404): this is no muxserve, or the url has a path too many"
+            f"{base}{path} is unknown there (404): this is no muxserve, or the url's path is wrong"
         )
     if status != 200:
         said = body[:200].decode(errors="replace")
@@ -206,7 +206,7 @@ def _check_port(host: str, port: int, url: str) -> None:
         socket.create_connection((host, port), 5).close()
     except OSError as error:
         raise TargetFailed(
-            f"nothing answers at {url} ({error.strerror or error}); start a server, or check the url"
+            f"nothing answers at {url} ({error.strerror or error}); start one, or check the url"
         ) from None
 
 

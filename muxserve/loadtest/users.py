@@ -2,8 +2,8 @@
 
 A user draws Poisson arrivals and sends each request when it is due, however many are under way, and
 a request's latency counts from then. So a slow server cannot slow its own test, and no wait is
-hidden (coordinated omission). In a job the users share the job's load; in a plain run of Locust each
-sends ``--rate-per-user`` requests per second, or the whole load of ``--scenario``.
+hidden (coordinated omission). In a job the users share the job's load; in a plain run of Locust
+each sends ``--rate-per-user`` requests per second, or the whole load of ``--scenario``.
 """
 
 import contextlib

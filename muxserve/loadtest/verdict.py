@@ -87,8 +87,9 @@ def verdict(report: Mapping[str, Any]) -> str:
     ]
     if late:
         sentences.append(
-            f"The load generator itself was late (p99 over {LATE_MS:g} ms) on {', '.join(sorted(set(late)))}: "
-            "its waits are in those latencies; give it cores of its own or more workers."
+            f"The load generator itself was late (p99 over {LATE_MS:g} ms) on "
+            f"{', '.join(sorted(set(late)))}: its waits are in those "
+            "latencies; give it cores of its own or more workers."
         )
     return " ".join(sentences) or "Nothing was measured."
 

@@ -60,7 +60,7 @@ def report():
 class Checker(HTMLParser):
     """Every tag is closed in order, and nothing is fetched."""
 
-    VOID = ("meta", "line", "rect", "polyline", "br")
+    VOID = ("meta", "line", "path", "rect", "polyline", "br")
 
     def __init__(self):
         super().__init__()
