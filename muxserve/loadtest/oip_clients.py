@@ -29,8 +29,10 @@ class _Arrays:
         #: [batch, 1] or [batch].
         self.nested = len(texts[0]["shape"]) > 1
         names = {one["name"].lower(): one["name"] for one in outputs}
-        found = [names[one] for one in ("labels", "label") if one in names]
+        found = [names[one] for one in ("labels", "label", "scores") if one in names]
         self.label: str | None = found[0] if found else None
+        #: Triton's classification extension: the best label of the scores, as score:index:label.
+        self.classes = self.label == names.get("scores")
         self.width: str | None = names.get("num_instances")
         self.wanted = [one for one in (self.label, self.width) if one is not None]
         if not self.wanted:
@@ -39,6 +41,15 @@ class _Arrays:
     def shape(self, texts: int) -> list[int]:
         """Of the input."""
         return [texts, 1] if self.nested else [texts]
+
+    def asked(self, name: str) -> dict[str, Any]:
+        """An output, as JSON asks for it."""
+        best = {"parameters": {"classification": 1}}
+        return {"name": name, **(best if self.classes and name == self.label else {})}
+
+    def read(self, label: Labels) -> Labels:
+        """What an answer says, as a label."""
+        return label.split(":", 2)[-1] if self.classes and isinstance(label, str) else label
 
 
 class OipHttpSpeaker:
@@ -67,7 +78,7 @@ class OipHttpSpeaker:
                     "data": [one.text for one in texts],
                 }
             ],
-            "outputs": [{"name": name} for name in arrays.wanted],
+            "outputs": [arrays.asked(name) for name in arrays.wanted],
         }
         return Request(texts, self._client.prepare("POST", self.name, orjson.dumps(body)))
 
@@ -77,7 +88,8 @@ class OipHttpSpeaker:
             return failure(str(response.status), response.body)
         try:
             outputs = {one["name"]: one for one in orjson.loads(response.body)["outputs"]}
-            labels = _per_text(outputs.get(self._arrays.label), len(request.texts))
+            answers = _per_text(outputs.get(self._arrays.label), len(request.texts))
+            labels = [self._arrays.read(one) for one in answers]
             widths = _per_text(outputs.get(self._arrays.width), len(request.texts))
         except (LookupError, TypeError, ValueError):
             raise BadAnswer(f"no outputs in {response.body[:80]!r}") from None
@@ -113,7 +125,11 @@ class OipGrpcSpeaker:
         array = InferInput(self._arrays.text, self._arrays.shape(len(texts)), "BYTES")
         given = np.array([one.text.encode() for one in texts], dtype=object)
         array.set_data_from_numpy(given.reshape(self._arrays.shape(len(texts))))
-        outputs = [InferRequestedOutput(name) for name in self._arrays.wanted]
+        labels, arrays = self._arrays.label, self._arrays
+        outputs = [
+            InferRequestedOutput(name, class_count=int(arrays.classes and name == labels))
+            for name in arrays.wanted
+        ]
         return Request(texts, ([array], outputs))
 
     def ask(self, request: Request) -> Answer:
@@ -136,7 +152,7 @@ class OipGrpcSpeaker:
         labels: list[Labels] = []
         if self._arrays.label is not None:
             rows = result.as_numpy(self._arrays.label).tolist()
-            labels = [_decoded(row) for row in rows]
+            labels = [self._arrays.read(_decoded(row)) for row in rows]
         widths: list[int] = []
         if self._arrays.width is not None:
             widths = [int(one) for one in result.as_numpy(self._arrays.width).reshape(-1)]

@@ -80,6 +80,9 @@ def _started(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         settings.append(f"replicas.num_replicas={spec.replicas}")
     if spec.num_instances is not None:
         settings.append(f"engine.num_instances={spec.num_instances}")
+    grpc_port = free_port()
+    if scenario.requests == "oip-grpc":
+        settings.append(f"ingress.grpc_port={grpc_port}")
     server = running_muxserve(scenario.family, settings, proxy=scenario.proxy)
     try:
         running = server.__enter__()
@@ -90,6 +93,8 @@ def _started(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         if scenario.requests == "handle":
             with _bridge("auto") as port:
                 yield _of_muxserve(running, f"{HOST}:{port}", url)
+        elif scenario.requests == "oip-grpc":
+            yield _of_muxserve(running, f"{HOST}:{grpc_port}", url)
         else:
             yield _of_muxserve(running, url, url)
     finally:
