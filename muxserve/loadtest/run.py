@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Runner:
         scenario = self.scenario
         self.report = {
             "scenario": scenario.model_dump(mode="json"),
-            "environment": describe(),
+            "environment": {**describe(), "locust": version("locust")},
             "started_unix_s": time.time(),
             "servers": [],
             "status": "complete",
@@ -239,7 +240,10 @@ class Runner:
 def has_died(tally: Tally, at_s: float) -> bool:
     """Whether a server's last seconds are broken connections and nothing else."""
     recent = tally.total(range(int(at_s) - DEAD_S, int(at_s)))
-    return at_s > DEAD_S and set(recent.statuses) == {"connection"} and not recent.completed
+    broken = recent.statuses["connection"]
+    return (
+        at_s > DEAD_S and broken >= 3 and broken == recent.statuses.total() and not recent.completed
+    )
 
 
 def last_answer_s(tally: Tally) -> float:

@@ -7,6 +7,7 @@ each sends ``--rate-per-user`` requests per second, or the whole load of ``--sce
 """
 
 import contextlib
+import math
 import random
 import time
 from typing import Any, ClassVar, Literal
@@ -48,6 +49,7 @@ class MuxUser(User):
 
     def on_start(self) -> None:
         """Prepare every request, so that sending costs little."""
+        self._under_way = Pool()
         job = type(self).job.model_copy(update={"url": self.host or self.job.url})
         MuxUser._count += 1
         worker = getattr(self.environment.runner, "worker_index", 0)
@@ -62,7 +64,8 @@ class MuxUser(User):
         )
 
     def on_stop(self) -> None:
-        """End connections."""
+        """Let what is under way end, for as long as Locust gives it; then end connections."""
+        self._under_way.join(timeout=self.environment.stop_timeout)
         if hasattr(self, "_speaker"):
             self._speaker.close()
 
@@ -80,17 +83,18 @@ class MuxUser(User):
         raise StopUser()
 
     def _open(self, shape: OpenShape, start_s: float) -> None:
-        under_way = Pool()
+        # A user of a plain run may start long after the run did.
+        after_s = start_s - self.recorder.start_s
         rng = random.Random(self._seed)
-        for number, due_s in enumerate(arrivals_s(shape, self.job.scale, rng)):
+        for number, at_s in enumerate(arrivals_s(shape, self.job.scale, rng)):
             # A generator that is late still lets answers in.
-            gevent.sleep(max(0.0, start_s + due_s - time.monotonic()))
-            under_way.spawn(self._send, self._requests[number % len(self._requests)], due_s)
+            gevent.sleep(max(0.0, start_s + at_s - time.monotonic()))
+            request = self._requests[number % len(self._requests)]
+            self._under_way.spawn(self._send, request, after_s + at_s)
         # Each ends by itself at its own time limit.
-        under_way.join()
+        self._under_way.join()
 
     def _closed(self, shape: Saturate, start_s: float) -> None:
-        under_way = Pool()
         clients = max(1, round(shape.clients * self.job.scale))
         end_s = start_s + shape.seconds
 
@@ -105,8 +109,8 @@ class MuxUser(User):
                     gevent.sleep(0.05)  # a server that refuses at once is not to be asked for ever
 
         for index in range(clients):
-            under_way.spawn(client, index)
-        under_way.join()
+            self._under_way.spawn(client, index)
+        self._under_way.join()
 
     def _send(self, request: Request, due_s: float) -> bool:
         recorder = self.recorder
@@ -135,7 +139,10 @@ class MuxUser(User):
         return ok
 
     def _fail(self, message: str) -> None:
-        self.recorder.answered(Request([], None), Answer("not_started", message=message), 0.0, 0.0)
+        counted_s = float(math.ceil(self.job.shape.warm_up_s))
+        answer = Answer("not_started", message=message)
+        self.recorder.due(counted_s, counted_s)
+        self.recorder.answered(Request([], None), answer, counted_s, counted_s)
         self.environment.events.request.fire(
             request_type=self.kind, name="start", response_time=0, response_length=0,
             exception=LoadFailed(message), context={},

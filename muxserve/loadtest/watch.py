@@ -1,5 +1,6 @@
 """What a server says of itself while it is loaded: N, occupancy, line and processor time."""
 
+import http.client
 import math
 import threading
 import time
@@ -65,7 +66,7 @@ class Watch:
         try:
             content = self._stats() if self._stats is not None else {}
             engines = [one for one in content.get("engines", []) if "slots" in one]
-        except (OSError, ValueError, AttributeError):
+        except (OSError, http.client.HTTPException, ValueError, AttributeError):
             # A server that is full or gone may not answer; the next look may.
             if not math.isnan(cpu_s) and self._stats is None:
                 self.looks.append(Look(now, cpu_s))

@@ -57,6 +57,8 @@ class FakeServer:
                     for name, kind in (("LABEL", "BYTES"), ("num_instances", "INT32"))
                 ],
             }
+        if path not in ("/predict", "/v2/models/fake/infer"):
+            return 404, {"error": "not_found", "message": "there is nothing here"}
         return await self._classify(path, json.loads(body))
 
     async def _classify(self, path: str, request: dict[str, object]) -> tuple[int, object]:

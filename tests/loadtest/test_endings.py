@@ -27,8 +27,7 @@ def test_a_url_that_is_no_muxserve(tmp_path):
         scenario = write_scenario(tmp_path, f"{server.url}/elsewhere", SHORT)
         code, _, errors = run(scenario, tmp_path / "out")
     assert code == 3
-    # The fake answers any path that it does not know with a mistake of its own.
-    assert f"{server.url}/elsewhere" in errors
+    assert f"{server.url}/elsewhere/ready is unknown there (404)" in errors
     assert "Traceback" not in errors
 
 
