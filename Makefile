@@ -38,8 +38,12 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 	$(BIN)/serve run deployments.sentiment:app $(ARGS)
 
 .PHONY: test
-test: .venv/.installed  ## Run the tests, but for those that start a Triton server
-	$(BIN)/pytest -m 'not triton' $(ARGS)
+test: .venv/.installed  ## Run the tests, but for those that start a Triton server or run Locust
+	$(BIN)/pytest -m 'not triton and not loadtest' $(ARGS)
+
+.PHONY: test-loadtest
+test-loadtest: .venv/.installed  ## Run the tests that run Locust for seconds at a time
+	$(BIN)/pytest -m loadtest $(ARGS)
 
 .PHONY: test-triton
 test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server

@@ -14,6 +14,8 @@ from tests.loadtest.conftest import ROOT, fake, report_of, run, start, write_sce
 from tests.ray_serve import until
 from tests.test_cli import ENVIRONMENT
 
+pytestmark = pytest.mark.loadtest
+
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "OneText"]
 
 

@@ -8,6 +8,8 @@ from muxserve.bench.server import free_port
 from tests.loadtest.conftest import fake, report_of, run, start, write_scenario
 from tests.ray_serve import until
 
+pytestmark = pytest.mark.loadtest
+
 LOAD = {"shape": "constant", "rate_per_s": 100, "seconds": 40, "warm_up_s": 0}
 SHORT = {**LOAD, "seconds": 2}
 

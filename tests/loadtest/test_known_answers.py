@@ -4,6 +4,8 @@ import pytest
 
 from tests.loadtest.conftest import fake, report_of, run, write_scenario
 
+pytestmark = pytest.mark.loadtest
+
 
 def test_delays_and_error_counts_come_back(tmp_path):
     load = {"shape": "constant", "rate_per_s": 120, "seconds": 8, "warm_up_s": 0}

@@ -12,6 +12,8 @@ from muxserve.bench.server import free_port
 from tests.loadtest.conftest import ROOT, fake, report_of, run, write_scenario
 from tests.ray_serve import until
 
+pytestmark = pytest.mark.loadtest
+
 LOAD = {"shape": "constant", "rate_per_s": 40, "seconds": 3, "warm_up_s": 0}
 
 
