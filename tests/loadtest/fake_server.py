@@ -70,7 +70,8 @@ class FakeServer:
         if options.die_after and number > options.die_after:
             os._exit(1)
         async with self._free:
-            await asyncio.sleep(options.delay_ms / 1000)
+            slow = options.slow_every and number % options.slow_every == 0
+            await asyncio.sleep((options.slow_ms if slow else options.delay_ms) / 1000)
         if options.error_every and number % options.error_every == 0:
             self.counts[str(options.status)] += 1
             return options.status, {"error": "overloaded", "message": "the line is full"}
@@ -110,6 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--delay-ms", type=float, default=0.0)
+    parser.add_argument("--slow-every", type=int, default=0)
+    parser.add_argument("--slow-ms", type=float, default=0.0)
     parser.add_argument("--at-once", type=int, default=1_000_000)
     parser.add_argument("--error-every", type=int, default=0)
     parser.add_argument("--status", type=int, default=503)
