@@ -118,16 +118,13 @@ class Generator:
         Raises:
             GeneratorFailed: Locust ended before its job.
         """
-        if self.end_unix_s is not None:
-            return False
         ended = [one.returncode for one in self._processes if one.poll() is not None]
         if ended:
             self.read()
-            if self.end_unix_s is None:
-                tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
-                raise GeneratorFailed(f"Locust ended with {ended[0]} before its job\n{tail}")
-            return False
-        return True
+        if self.end_unix_s is None and ended:
+            tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+            raise GeneratorFailed(f"Locust ended with {ended[0]} before its job\n{tail}")
+        return self.end_unix_s is None
 
     def read(self) -> None:
         """Take what was appended since the last time."""

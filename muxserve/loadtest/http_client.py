@@ -134,7 +134,7 @@ def _read(connection: socket.socket) -> tuple[Response, bool]:
 
 
 def _chunks(connection: socket.socket, received: bytes) -> bytes:
-    found = []
+    found: list[bytes] = []
     while True:
         while (end := received.find(b"\r\n")) < 0:
             received += _more(connection)

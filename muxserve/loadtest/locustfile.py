@@ -38,7 +38,6 @@ _FOR_EVER_S = 86_400.0
 _AHEAD_S, _AHEAD_DISTRIBUTED_S = 0.3, 1.5
 
 
-@events.init_command_line_parser.add_listener
 def _options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("muxserve")
     group.add_argument(
@@ -52,7 +51,6 @@ def _options(parser: LocustArgumentParser) -> None:
     )
 
 
-@events.init.add_listener
 def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
     job = job_of_environment()
     if job is not None:
@@ -65,7 +63,6 @@ def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
         runner.register_message(MESSAGE, lambda environment, msg, **_: recorder.received(msg.data))
 
 
-@events.test_start.add_listener
 def _begin(environment: Environment, **_: Any) -> None:
     distributed = type(environment.runner).__name__ != "LocalRunner"
     if isinstance(environment.runner, WorkerRunner) and job_of_environment() is None:
@@ -73,7 +70,6 @@ def _begin(environment: Environment, **_: Any) -> None:
     MuxUser.recorder.begin(_AHEAD_DISTRIBUTED_S if distributed else _AHEAD_S)
 
 
-@events.quitting.add_listener
 def _keep(environment: Environment, **_: Any) -> None:
     MuxUser.recorder.flush()
 
@@ -102,3 +98,9 @@ def _plain(environment: Environment) -> tuple[Job, Any]:
         timeout_s=scenario.timeout_s if scenario else 30.0,
     )
     return job, texts
+
+
+events.init_command_line_parser.add_listener(_options)
+events.init.add_listener(_prepare)
+events.test_start.add_listener(_begin)
+events.quitting.add_listener(_keep)

@@ -144,12 +144,10 @@ class Tally:
         """What ``as_json`` gave."""
         tally = cls(examples=dict(content["examples"]), cpu_s=content["cpu_s"])
         for number, one in content["seconds"].items():
-            tally.seconds[int(number)] = Second(
-                **{name: one[name] for name in _COUNTS if name in one},
-                **{
-                    name: Counter({key(value): count for value, count in one[name].items()})
-                    for name, key in _COUNTERS.items()
-                    if name in one
-                },
-            )
+            second = tally.at(int(number))
+            for name in _COUNTS:
+                setattr(second, name, one.get(name, 0))
+            for name, key in _COUNTERS.items():
+                counts = {key(value): count for value, count in one.get(name, {}).items()}
+                getattr(second, name).update(counts)
         return tally

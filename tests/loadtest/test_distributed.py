@@ -46,7 +46,7 @@ def test_the_web_ui_shows_a_run_of_the_command(tmp_path):
 
 
 def test_plain_locust_runs_headless_with_a_master_and_two_workers(tmp_path):
-    port, results = str(free_port()), tmp_path / "stats.json"
+    port, results = str(free_port()), tmp_path / "stats"
     with fake(delay_ms=10) as server:
         workers = [
             subprocess.Popen(
@@ -74,7 +74,7 @@ def test_plain_locust_runs_headless_with_a_master_and_two_workers(tmp_path):
         counts = server.counts()
     assert done.returncode == 0, done.stderr
     assert codes == [0, 0]
-    (entry,) = json.loads(results.read_text())
+    (entry,) = json.loads(results.with_suffix(".json").read_text())
     # Four users at 20/s each for five seconds, less the second in which they gather.
     assert 150 < entry["num_requests"] <= counts["200"] < 500
     assert entry["num_failures"] == 0
