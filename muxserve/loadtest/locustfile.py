@@ -53,25 +53,25 @@ def _options(parser: LocustArgumentParser) -> None:
 
 def _prepare(environment: Environment, runner: Any, **_: Any) -> None:
     job = job_of_environment()
-    if job is not None:
-        users, texts = job.users, read_texts(job.texts)
-    else:
-        job, texts, users = *_plain(environment), 0
-    recorder = Recorder(environment, job.results, users)
-    set_up(job, texts, recorder)
+    if job is None:
+        return  # a plain run may be given its options in the web UI, when it starts
+    recorder = Recorder(environment, job.results, job.users)
+    set_up(job, read_texts(job.texts), recorder)
     if not isinstance(runner, WorkerRunner) and runner is not None:
         runner.register_message(MESSAGE, lambda environment, msg, **_: recorder.received(msg.data))
 
 
 def _begin(environment: Environment, **_: Any) -> None:
     distributed = type(environment.runner).__name__ != "LocalRunner"
-    if isinstance(environment.runner, WorkerRunner) and job_of_environment() is None:
-        _prepare(environment, environment.runner)  # the master's options have come by now
+    if job_of_environment() is None:
+        job, texts = _plain(environment)
+        set_up(job, texts, Recorder(environment, None, 0))
     MuxUser.recorder.begin(_AHEAD_DISTRIBUTED_S if distributed else _AHEAD_S)
 
 
-def _keep(environment: Environment, **_: Any) -> None:
-    MuxUser.recorder.flush()
+def _end(environment: Environment, **_: Any) -> None:
+    if hasattr(MuxUser, "recorder"):
+        MuxUser.recorder.end()
 
 
 def _plain(environment: Environment) -> tuple[Job, Any]:
@@ -103,4 +103,5 @@ def _plain(environment: Environment) -> tuple[Job, Any]:
 events.init_command_line_parser.add_listener(_options)
 events.init.add_listener(_prepare)
 events.test_start.add_listener(_begin)
-events.quitting.add_listener(_keep)
+events.test_stop.add_listener(_end)
+events.quitting.add_listener(_end)

@@ -37,6 +37,7 @@ class Recorder:
         self._tally = Tally()
         self.start_s = 0.0
         self._cpu_s = time.process_time()
+        self._flushing: gevent.Greenlet | None = None
 
     def begin(self, ahead_s: float) -> None:
         """The time from which seconds are counted; slightly ahead, so that all users are there."""
@@ -45,7 +46,14 @@ class Recorder:
         self._cpu_s = time.process_time()
         if not isinstance(self._environment.runner, WorkerRunner):
             self._write({"start_unix_s": time.time() + ahead_s})
-        gevent.spawn(self._flush_now_and_then)
+        self._flushing = gevent.spawn(self._flush_now_and_then)
+
+    def end(self) -> None:
+        """Hand over what is left; may be called again."""
+        if self._flushing is not None:
+            self._flushing.kill(block=False)
+            self._flushing = None
+        self.flush()
 
     def due(self, at_s: float, sent_s: float) -> None:
         """A request that was due at a time from the start and is sent now."""

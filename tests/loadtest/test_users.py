@@ -27,7 +27,8 @@ LOAD = {"shape": "constant", "rate_per_s": 40, "seconds": 3, "warm_up_s": 0}
 )
 def test_a_kind_of_request_is_answered_and_judged(tmp_path, kind, texts, more):
     with fake(delay_ms=5) as server:
-        scenario = write_scenario(tmp_path, server.url, LOAD, requests=kind, **more)
+        changes = {"requests": kind, "texts": {"count": 40 * texts}, **more}
+        scenario = write_scenario(tmp_path, server.url, LOAD, **changes)
         code, _, errors = run(scenario, tmp_path / "out")
         counts = server.counts()
     assert code == 0, errors
