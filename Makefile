@@ -39,11 +39,15 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 
 .PHONY: test
 test: .venv/.installed  ## Run the tests, but for those of a target of their own below
-	$(BIN)/pytest -m 'not triton and not kubernetes and not cluster' $(ARGS)
+	$(BIN)/pytest -m 'not triton and not cluster and not loadtest' $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: .venv/.installed  ## Run the tests that start a Ray cluster of several nodes
 	$(BIN)/pytest -m cluster $(ARGS)
+
+.PHONY: test-loadtest
+test-loadtest: .venv/.installed  ## Run the tests that run Locust for seconds at a time
+	$(BIN)/pytest -m loadtest $(ARGS)
 
 .PHONY: test-triton
 test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server
@@ -70,6 +74,15 @@ bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burs
 .PHONY: bench-forward
 bench-forward: .venv/.installed  ## Measure what one forward costs, and where
 	$(BIN)/python benchmarks/forward.py $(ARGS)
+
+.PHONY: loadtest
+loadtest: .venv/.installed  ## Measure the gain of every N with Locust; a report in loadtest-gain/ (8 minutes)
+	$(BIN)/muxserve loadtest loadtests/scenarios/gain.yaml $(ARGS)
+
+.PHONY: screenshot
+screenshot:  ## Take a picture of loadtest-gain/report.html (needs Debian's chromium)
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,2400 \
+	  --screenshot=loadtest-gain/report.png loadtest-gain/report.html
 
 .PHONY: evaluate
 evaluate: .cache/sentiment-test.csv .cache/brown-test.jsonl  ## Measure the shipped families again (needs npm)

@@ -18,6 +18,7 @@ ALLOWED = {
     "triton": {"errors", "models", "engine"},
     "serving": {"errors", "models", "engine", "triton"},
     "bench": {"errors", "models", "engine"},
+    "loadtest": {"errors", "models", "engine", "bench"},
 }
 WITHOUT_RAY = {"errors", "models", "engine", "training", "triton", "bench"}
 MOST_LINES = 400

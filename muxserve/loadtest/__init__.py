@@ -1,0 +1,1 @@
+"""Load tests: scenarios in, Locust against servers, figures and a report out."""

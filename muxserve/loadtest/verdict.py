@@ -1,0 +1,98 @@
+"""One sentence (or two) that says what multiplexing gave, and what it cost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def main_load(server: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The load whose throughput stands for a server: 'saturate', or else the last one."""
+    loads: list[Mapping[str, Any]] = server["loads"]
+    for one in loads:
+        if one["shape"]["shape"] == "saturate":
+            return one
+    return loads[-1] if loads else None
+
+
+def rate_of(load: Mapping[str, Any]) -> float:
+    """Texts per second that a load reached; of a search, the highest that passed."""
+    if "highest_rate_per_s" in load:
+        return load["highest_rate_per_s"] or 0.0
+    return float(load["texts_per_s"])
+
+
+def gains(report: Mapping[str, Any]) -> dict[str, float]:
+    """Throughput of every server over the first one's."""
+    rates = {
+        server["name"]: rate_of(load)
+        for server in report["servers"]
+        if (load := main_load(server)) is not None
+    }
+    first = report["servers"][0]["name"] if report["servers"] else None
+    if first not in rates or not rates[first]:
+        return {}
+    return {name: rate / rates[first] for name, rate in rates.items()}
+
+
+def price(report: Mapping[str, Any], name: str) -> str:
+    """What a server's answers are worth beside the first one's, in words."""
+    servers = {server["name"]: main_load(server) for server in report["servers"]}
+    first, own = servers[report["servers"][0]["name"]], servers[name]
+    if first is None or own is None:
+        return ""
+    words = []
+    if own["accuracy"] is not None and first["accuracy"] is not None:
+        points = 100 * (own["accuracy"] - first["accuracy"])
+        words.append(
+            f"{points:+.1f} points of accuracy under load "
+            f"({100 * own['accuracy']:.1f} % against {100 * first['accuracy']:.1f} %)"
+        )
+    if own["agreement_with_n1"] is not None:
+        words.append(f"{100 * own['agreement_with_n1']:.1f} % of its answers are those of N=1")
+    if own["measured_quality"] is not None and first["measured_quality"] is not None:
+        points = 100 * (own["measured_quality"] - first["measured_quality"])
+        words.append(f"the family's own figures say {points:+.1f} points")
+    return "; ".join(words)
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """The report in a few sentences; begins with what went wrong, if anything did."""
+    sentences = []
+    if report["status"] != "complete":
+        sentences.append(f"Not a whole measurement: {'; '.join(report['problems'])}.")
+    found = gains(report)
+    first = report["servers"][0]["name"] if report["servers"] else ""
+    others = {name: gain for name, gain in found.items() if name != first}
+    if others:
+        best = max(others, key=lambda name: others[name])
+        cost = price(report, best)
+        kind = "answers" if others[best] >= 1 else "answers only"
+        sentences.append(
+            f"{best} {kind} {others[best]:.2f} times as many texts per second as {first}"
+            + (f", at {cost}." if cost else ".")
+        )
+        elastic = [n for n in others if "elastic" in n.lower() and n != best]
+        sentences += [f"{n} reaches {others[n]:.2f} times, at {price(report, n)}." for n in elastic]
+    elif report["servers"] and (load := main_load(report["servers"][0])) is not None:
+        p99 = load["p99_ms"]
+        sentences.append(
+            f"{first} answered {load['texts_per_s']:,.1f} texts per second"
+            + (f" with a p99 of {p99:,.0f} ms" if p99 is not None else "")
+            + f", {sum(load['errors'].values())} of {load['requests']:,} requests failed."
+        )
+    late = [
+        server["name"]
+        for server in report["servers"]
+        for load in server["loads"]
+        if load["offered_per_s"] and (load["generator_late_p99_ms"] or 0) > LATE_MS
+    ]
+    if late:
+        sentences.append(
+            f"The load generator itself was late (p99 over {LATE_MS:g} ms) on "
+            f"{', '.join(sorted(set(late)))}: its waits are in those "
+            "latencies; give it cores of its own or more workers."
+        )
+    return " ".join(sentences) or "Nothing was measured."
+
+
+#: A generator that sends later than this, for one request in a hundred, adds to what it measures.
+LATE_MS = 20.0

@@ -1,0 +1,207 @@
+"""The report's page, files, verdict, thresholds and comparison, from figures that are known."""
+
+import copy
+import csv
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from muxserve.errors import InvalidInput
+from muxserve.loadtest.charts import bars, lines
+from muxserve.loadtest.compare import as_rows, compare
+from muxserve.loadtest.files import read_report, write_report
+from muxserve.loadtest.page import page
+from muxserve.loadtest.thresholds import check, parse_threshold
+from muxserve.loadtest.verdict import gains, verdict
+from tests.test_cli import muxserve
+
+
+def load(rate, **changes):
+    point = {"at_s": 0, "due_per_s": rate, "texts_per_s": rate, "p50_ms": 5.0, "p99_ms": 9.0,
+             "errors_per_s": 0, "mean_num_instances": 1.0, "occupancy": 0.9, "waiting": 2,
+             "accuracy": 0.8, "agreement_with_n1": 1.0}  # fmt: skip
+    return {
+        "shape": {"shape": "saturate", "clients": 8, "seconds": 2.0, "warm_up_s": 0.0},
+        "measured_s": 2, "requests": 2 * rate, "answered": 2 * rate, "under_way_at_end": 0,
+        "errors": {}, "error_rate": 0.0, "error_examples": {}, "offered_per_s": None,
+        "texts_per_s": float(rate), "p50_ms": 5.0, "p90_ms": 7.0, "p99_ms": 9.0, "p999_ms": 9.5,
+        "max_ms": 10.0, "generator_late_p99_ms": 0.1, "texts_by_num_instances": {"1": 2 * rate},
+        "mean_num_instances": 1.0, "accuracy": 0.8, "agreement_with_n1": 1.0,
+        "measured_quality": 0.85, "generator_cpu_s_per_1000_texts": 0.1,
+        "server_cpu_s_per_1000_texts": 2.0, "occupancy": 0.9,
+        "timeline": [point, {**point, "at_s": 1, "p99_ms": None}], **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def report():
+    result = {
+        "scenario": {"name": "a <b>", "description": "d & e", "family": "f", "requests": "text",
+                     "settings": ["x=1"], "workers": 0,
+                     "load": [{"shape": "saturate", "clients": 8, "seconds": 2.0}]},
+        "environment": {"processor": "P", "cores": "2"},
+        "texts": {"count": 5, "labelled": 5, "mean_words": 9.5},
+        "status": "complete", "problems": [], "seconds": 9.0,
+        "servers": [
+            {"name": "N=1", "loads": [load(100)]},
+            {"name": "N=5", "loads": [load(300, accuracy=0.75, agreement_with_n1=0.9,
+                                           mean_num_instances=5.0, measured_quality=0.8)]},
+            {"name": "elastic", "loads": [load(250, errors={"503": 7},
+                                               error_examples={"503": "<full>"})]},
+        ],
+    }  # fmt: skip
+    result["verdict"] = verdict(result)
+    return result
+
+
+class Checker(HTMLParser):
+    """Every tag is closed in order, and nothing is fetched."""
+
+    VOID = ("meta", "line", "path", "rect", "polyline", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag in ("script", "link", "img", "iframe"):
+            self.fetched.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_fetches_nothing(report):
+    content = page(report)
+    checker = Checker()
+    checker.feed(content)
+    assert checker.open == []
+    assert checker.fetched == []
+    assert not re.search(r"https?://|@import|url\(", content)
+    assert "a &lt;b&gt;" in content
+    assert "&lt;full&gt;" in content
+    assert "prefers-color-scheme:dark" in content
+    assert "@media print" in content
+    assert "coordinated omission" in content
+
+
+def test_the_page_shows_what_the_issue_is_about(report):
+    content = page(report)
+    for shown in ("3.00 times", "75.0 %", "Chosen N", "Occupancy", "503", "server CPU s/1,000"):
+        assert shown in content, shown
+    assert content.count("<figure>") >= 10
+
+
+def test_the_verdict_has_the_gain_and_its_price(report):
+    assert gains(report) == {"N=1": 1.0, "N=5": 3.0, "elastic": 2.5}
+    said = report["verdict"]
+    assert "N=5 answers 3.00 times as many texts per second as N=1" in said
+    assert "-5.0 points of accuracy under load (75.0 % against 80.0 %)" in said
+    assert "90.0 % of its answers are those of N=1" in said
+    assert "elastic reaches 2.50 times" in said
+
+
+def test_a_report_that_lacks_something_says_so_first(report):
+    report["status"], report["problems"] = "interrupted", ["Ctrl-C"]
+    assert verdict(report).startswith("Not a whole measurement: Ctrl-C.")
+    report["servers"] = []
+    assert page(report)
+
+
+def test_a_late_generator_is_said(report):
+    one = report["servers"][1]["loads"][0]
+    one["offered_per_s"], one["generator_late_p99_ms"] = 300.0, 80.0
+    assert "load generator itself was late (p99 over 20 ms) on N=5" in verdict(report)
+
+
+def test_files_can_be_read_again(report, tmp_path):
+    assert write_report(report, tmp_path / "deep" / "out").name == "report.html"
+    folder = tmp_path / "deep" / "out"
+    assert read_report(folder) == read_report(folder / "report.json") == report
+    with (folder / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["server"], row["texts_per_s"]) for row in rows][1] == ("N=5", "300.0")
+    with (folder / "timeline.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+@pytest.mark.parametrize(
+    ("rule", "failed"),
+    [
+        ("p99_ms > 200", False),
+        ("p99_ms >= 9", True),
+        ("accuracy < 0.78", True),
+        ("elastic: accuracy < 0.78", False),
+        ("errors > 0", True),
+        ("N=1: errors > 0", False),
+        ("N=5: gain_over_first < 2.9", False),
+        ("gain_over_first < 1.5", True),
+        ("highest_rate_per_s < 5", True),  # no search: cannot be checked
+        ("nobody: p99_ms > 1", True),
+    ],
+)
+def test_thresholds(report, rule, failed):
+    (result,) = check(report, [parse_threshold(rule)])
+    assert result["failed"] is failed
+    assert bool(result["where"]) is failed
+
+
+@pytest.mark.parametrize("rule", ["p99_ms", "p99_ms > fast", "p98_ms > 5", "p99_ms = 5", ""])
+def test_a_threshold_that_cannot_be_read_is_a_mistake(rule):
+    with pytest.raises(InvalidInput, match="--fail-if"):
+        parse_threshold(rule)
+
+
+def test_two_reports_beside_each_other(report, tmp_path):
+    other = copy.deepcopy(report)
+    other["servers"][0]["loads"][0]["texts_per_s"] = 150.0
+    other["environment"]["cores"] = "4"
+    del other["servers"][2]
+    compared = compare(report, other)
+    rates = {r["server"]: r["ratio"] for r in compared["rows"] if r["figure"] == "texts_per_s"}
+    assert rates == {"N=1": 1.5, "N=5": 1.0}
+    assert compared["only_in_a"] == ["elastic, saturate"]
+    assert compared["differences"] == ["environment.cores: 2 / 4"]
+    assert ("N=1", "saturate", "texts_per_s", "100.0", "150.0", "1.50") in as_rows(compared)
+
+    write_report(report, tmp_path / "a")
+    write_report(other, tmp_path / "b")
+    done = muxserve("loadtest", "compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert done.returncode == 0, done.stderr
+    assert "only in a: elastic, saturate" in done.stdout
+    assert "not the same: environment.cores: 2 / 4" in done.stdout
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no json"])
+def test_what_is_no_report_is_said(tmp_path, content):
+    file = tmp_path / "x.json"
+    if content is not None:
+        file.write_text(content)
+    done = muxserve("loadtest", "compare", str(file), str(file))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {file}: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_to_draw_is_no_chart():
+    assert lines("t", "ms", [("a", [(0, None)])]) == ""
+    assert bars("t", "%", [("a", None)], digits=1) == ""
+    assert lines("t", "ms", [("a", [(0, 0.0), (1, 0.0)])], logarithmic=True) == ""
+
+
+def test_the_command_line_stays_free_of_locust():
+    script = (
+        "import sys, muxserve.cli, muxserve.loadtest.run, muxserve.loadtest.files; "
+        "sys.exit(any(name.split('.')[0] in ('gevent', 'locust') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

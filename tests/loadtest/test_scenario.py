@@ -1,0 +1,99 @@
+"""Mistakes in a scenario are told with file, field and expectation; the shipped ones have none."""
+
+from pathlib import Path
+
+import pytest
+
+from muxserve.loadtest.scenario import ScenarioError, TextsSpec, read_scenario
+from muxserve.loadtest.texts import load_texts
+from muxserve.loadtest.variation import at_url, lengthened
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "loadtests" / "scenarios").glob("*.yaml"))
+GOOD = "name: x\nservers: [{name: a}]\nload: [{shape: constant, rate_per_s: 5}]\n"
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_shipped_scenarios_are_whole(file):
+    scenario = read_scenario(file)
+    assert scenario.name == file.stem
+    assert scenario.description
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: [", ": not YAML: "),
+        ("just text", "expected fields such as"),
+        ("name: x\nload: []\nservers: [{name: a}]", "load: list should have at least 1 item"),
+        ("name: x\nservers: [{name: a}]", "load: this field is required"),
+        (GOOD.replace("rate_per_s: 5", "rate_per_s: -5"), "load[0].rate_per_s: "),
+        (GOOD.replace("rate_per_s: 5", "rate_per_s: -5"), "greater than 0, got -5"),
+        (GOOD.replace("rate_per_s: 5", "rate: 5"), "load[0].rate: no such field; known are"),
+        (GOOD.replace("constant", "wave"), "load[0]: shape: expected one of burst, constant"),
+        (GOOD.replace("shape: constant, ", ""), "load[0]: needs the field 'shape'"),
+        (GOOD.replace(", rate_per_s: 5", ""), "exactly one of rate_per_s, of_capacity"),
+        (GOOD.replace("rate_per_s: 5", "of_capacity: 1"), "need a load 'saturate' before"),
+        (GOOD.replace("{name: a}", "{name: a, replica: 2}"), "servers[0].replica: no such field"),
+        (GOOD.replace("{name: a}", "{name: a}, {name: a}"), "different names"),
+        (GOOD.replace("{name: a}", "{name: a, url: ftp://x}"), "servers[0].url: expected http"),
+        (GOOD.replace("{name: a}", "{name: a, url: http://x, peer: mosec}"), "or at a url"),
+        (GOOD.replace("{name: a}", "{name: a, settings: [x]}"), "key=value, got 'x'"),
+        (GOOD + "texts: {source: file}", "texts: source 'file' and the field 'file'"),
+        (GOOD + "texts: {words: [9, 3]}", "words are [fewest, most], got [9, 3]"),
+        (GOOD + "requests: soap", "requests: "),
+    ],
+)
+def test_a_mistake_names_file_field_and_expectation(tmp_path, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(ScenarioError) as error:
+        read_scenario(file)
+    assert str(file) in str(error.value)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text,label\ngood,positive\n,negative\n", "line 3: expected a text in 'text'"),
+        ("a.csv", "text,label\ngood,\n", "line 2: expected a label's name in 'label'"),
+        ("a.jsonl", '{"text": "good"\n', "line 1: expected a JSON object"),
+        ("a.xml", "<x/>", "expected a .csv, .jsonl or .txt"),
+        ("a.txt", "\n", "no texts"),
+    ],
+)
+def test_a_mistake_in_texts_names_file_and_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    label = None if name == "a.txt" else "label"
+    with pytest.raises(ScenarioError, match=name) as error:
+        load_texts(TextsSpec(source="file", file=tmp_path / name, label_field=label), 0)
+    assert message in str(error.value)
+
+
+def test_texts_of_a_file_are_found_from_the_scenarios_folder(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"tokens": ["The", "jury"], "tags": ["DET", "NOUN"]}\n')
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"{GOOD}texts: {{source: file, file: mine.jsonl, text_field: tokens, label_field: tags}}\n"
+    )
+    (text,) = load_texts(read_scenario(file).texts, 0)
+    assert (text.text, text.label) == ("The jury", ["DET", "NOUN"])
+
+
+def test_opinions_are_different_labelled_and_repeatable():
+    texts = load_texts(TextsSpec(count=6000), 3)
+    assert len({one.text for one in texts}) == 6000
+    assert {one.label for one in texts} == {"positive", "negative"}
+    assert texts == load_texts(TextsSpec(count=6000), 3)
+    assert 20 < sum(len(one.text.split()) for one in texts) / 6000 < 45
+
+
+def test_a_scenario_is_varied_from_the_command_line(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(GOOD)
+    scenario = lengthened(at_url(read_scenario(file), "http://127.0.0.1:1"), 0.1)
+    assert [one.url for one in scenario.servers] == ["http://127.0.0.1:1"]
+    assert scenario.load[0].duration_s == pytest.approx(3)
+    assert scenario.load[0].warm_up_s == pytest.approx(0.2)
