@@ -5,7 +5,6 @@ that serve the line.
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from muxserve.engine.scores import Classification, Tagging, label_scores, word_l
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import grid
 from muxserve.engine.tokens import TextEncoder
+from muxserve.engine.waking import Waker
 from muxserve.engine.widths import allowed_widths
 from muxserve.engine.workers import Workers
 from muxserve.errors import (
@@ -185,7 +185,14 @@ class Engine:
         """``classify`` for an event loop: other tasks go on meanwhile."""
         self._check_task(of_tokens=False)
         tokens = self.encoder.encode(texts, truncate=truncate)
-        outcomes = await answer(self, tokens, options or RequestOptions())
+        options = options or RequestOptions()
+        left_s = None if options.deadline_s is None else options.deadline_s - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                waker = Waker(asyncio.get_running_loop())
+                outcomes = await answer(self, tokens, options, waker)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the answer was there") from None
         return self._classifications(_predictions(outcomes), tokens, raw_scores)
 
     def stats(self) -> EngineStats:
@@ -228,44 +235,31 @@ class Engine:
 
 
 async def answer(
-    engine: Engine, tokens: Sequence[Tokens], options: RequestOptions
+    engine: Engine, tokens: Sequence[Tokens], options: RequestOptions, waker: Waker
 ) -> list[Outcome]:
-    """Submit one request and await its outcomes on the running loop.
+    """Submit one request and await its outcomes.
 
-    Cancelling the awaiting task, or the deadline, takes the texts out of the line.
+    Cancelling the awaiting task takes the texts out of the line. A deadline keeps texts from being
+    computed; whoever does not want to wait longer cancels.
+
+    Args:
+        engine: which.
+        tokens: of each text.
+        options: of the request.
+        waker: of the running loop.
 
     Raises:
         Overloaded, NotReady, InvalidInput: as ``Engine.submit``.
-        DeadlineExceeded: the deadline passed first.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def wake(_: Request) -> None:
-        # A loop that is closed has nobody left who waits.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_resolve, done)
-
-    request = Request(tokens, options, wake)
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    request = Request(tokens, options, lambda _: waker.wake(done))
     engine.submit(request)
     try:
-        if options.deadline_s is None:
-            await done
-        else:
-            async with asyncio.timeout(max(0.0, options.deadline_s - time.monotonic())):
-                await done
-    except TimeoutError:
-        request.cancel()
-        raise DeadlineExceeded("the deadline passed before the answer was there") from None
+        await done
     except asyncio.CancelledError:
         request.cancel()
         raise
     return _outcomes(request)
-
-
-def _resolve(done: "asyncio.Future[None]") -> None:
-    if not done.done():
-        done.set_result(None)
 
 
 def _predictions(outcomes: Sequence[Outcome]) -> list[Prediction]:

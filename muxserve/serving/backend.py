@@ -4,6 +4,7 @@
 replicas. A backend never looks at texts, and never answers a request that was cancelled.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from muxserve.engine.engine import Engine, answer
 from muxserve.engine.request import Outcome, RequestOptions, Tokens
 from muxserve.engine.stats import EngineStats
+from muxserve.engine.waking import Waker
 from muxserve.serving.demand import DemandMeter
 
 
@@ -46,6 +48,7 @@ class LocalBackend:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._demand = DemandMeter(time.monotonic())
+        self._waker: Waker | None = None
 
     def demand(self) -> dict[str, float]:
         """What came since the last call, for the autoscaling policy."""
@@ -55,7 +58,10 @@ class LocalBackend:
         self._demand.refused(texts)
 
     async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
-        return await answer(self._engine, tokens, options)
+        loop = asyncio.get_running_loop()
+        if self._waker is None or self._waker.loop is not loop:
+            self._waker = Waker(loop)
+        return await answer(self._engine, tokens, options, self._waker)
 
     async def ready(self) -> bool:
         return self._engine.alive

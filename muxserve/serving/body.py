@@ -4,19 +4,20 @@ A body that says it is too large is refused before a byte of it is read; one tha
 refused at the message that makes it too large.
 """
 
-import asyncio
-
 from starlette.types import Receive, Scope
 
 from muxserve.errors import DeadlineExceeded
 from muxserve.serving.errors import BodyTooLarge
+from muxserve.serving.timers import Timers
 
 
 class ClientGone(Exception):
     """The client disconnected before its body was complete; there is nobody to answer."""
 
 
-async def read_body(scope: Scope, receive: Receive, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, max_bytes: int, timeout_s: float, timers: Timers
+) -> bytes:
     """The whole body.
 
     Raises:
@@ -29,7 +30,7 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, timeout_s: f
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             raise _too_large(max_bytes)
     try:
-        async with asyncio.timeout(timeout_s):
+        with timers.timeout(timeout_s):
             return await _read(receive, max_bytes)
     except TimeoutError:
         raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None

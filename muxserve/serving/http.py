@@ -24,7 +24,6 @@ from muxserve import __version__
 from muxserve.errors import MuxserveError, NotReady, Overloaded
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.body import ClientGone, read_body
-from muxserve.serving.config import LimitsConfig
 from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound
 from muxserve.serving.metrics import CONTENT_TYPE, exposition
 from muxserve.serving.oip_rest import routes as oip_routes
@@ -37,7 +36,7 @@ from muxserve.serving.schemas import (
     TokenClassificationRequest,
     parse,
 )
-from muxserve.serving.service import Answered, Stages, TextService
+from muxserve.serving.service import Answered, TextService
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +64,10 @@ class _HttpApp(FastAPI):
         self._described: dict[str, Any] | None = None
         # A path with a slash too many is unknown, not elsewhere.
         self.router.redirect_slashes = False
-        limits = service.limits
         hugging_face = self._tag if service.spec.of_tokens else self._classify
         self._answering: dict[str, _JsonEndpoint] = {}
         for path, answer in (("/predict", self._predict), ("/", hugging_face)):
-            endpoint = _JsonEndpoint(answer, limits, service.stages)
+            endpoint = _JsonEndpoint(answer, service)
             self.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
             self._answering[path] = endpoint
         for path, get in (
@@ -158,18 +156,19 @@ class _JsonEndpoint:
     def __init__(
         self,
         answer: Callable[[bytes], Awaitable[Reply]],
-        limits: LimitsConfig,
-        stages: Stages,
+        service: TextService,
     ) -> None:
         self._answer = answer
-        self._limits = limits
-        self._stages = stages
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
-        limits = self._limits
+        service, limits = self._service, self._service.limits
         try:
-            body = await read_body(scope, receive, limits.max_body_bytes, limits.request_timeout_s)
+            service.check_room()
+            body = await read_body(
+                scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
+            )
             reply = await self._answer(body)
         except ClientGone:
             return
@@ -186,7 +185,7 @@ class _JsonEndpoint:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
         if reply.status == 200:
-            self._stages.total_s += time.perf_counter() - started_s
+            service.stages.total_s += time.perf_counter() - started_s
 
 
 def _as_list(inputs: str | list[str]) -> list[str]:

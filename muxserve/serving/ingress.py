@@ -17,6 +17,7 @@ from muxserve.serving.backend import Backend, LocalBackend
 from muxserve.serving.bundles import BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import ServeConfig
+from muxserve.serving.garbage import collect_rarely
 from muxserve.serving.http import create_app
 from muxserve.serving.listener import Listener
 from muxserve.serving.replica import load_engine, log_through_ray
@@ -65,6 +66,7 @@ class MuxIngress:
         self._service = TextService(
             family.spec, encoder, backend, config.limits, config.ingress.max_waiting_texts
         )
+        collect_rarely()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""

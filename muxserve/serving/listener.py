@@ -9,11 +9,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from muxserve.errors import InvalidInput
+from muxserve.serving.timers import Timer, Timers
 
 #: A request that takes longer is watched for a client that has gone; most are answered before.
 _WATCH_AFTER_S = 0.1
@@ -39,7 +42,7 @@ class Listener:
         """Answer from now on."""
         config = uvicorn.Config(
             _watching_clients(app),
-            http="httptools",
+            http=_Protocol,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -59,6 +62,55 @@ class Listener:
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
             await self._task
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, which writes the head of an answer and its body apart: here they leave as one."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_OneWrite(transport))
+
+
+class _OneWrite(asyncio.Transport):
+    """A transport that hands the kernel at once what one turn of the loop wrote."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._held: list[bytes | bytearray | memoryview] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._transport.write(b"".join(held))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._transport.set_protocol(protocol)
 
 
 class _Server(uvicorn.Server):
@@ -95,45 +147,56 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def _watching_clients(app: ASGIApp) -> ASGIApp:
     """``app``, its call cancelled when the client disconnects before the answer is there."""
+    timers = Timers()
 
     async def watched(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
-        answering = asyncio.current_task()
-        gone = asyncio.Event()
-        body_is_read = False
-
-        async def receive_body() -> Message:
-            nonlocal body_is_read
-            message = await receive()
-            body_is_read = message["type"] == "http.disconnect" or not message.get("more_body")
-            return message
-
-        async def until_gone() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            gone.set()
-            assert answering is not None
-            answering.cancel()
-
-        watch: asyncio.Task[None] | asyncio.TimerHandle
-
-        def start_watch() -> None:
-            nonlocal watch
-            if body_is_read:
-                watch = loop.create_task(until_gone())
-            else:
-                watch = loop.call_later(_WATCH_AFTER_S, start_watch)
-
-        watch = loop.call_later(_WATCH_AFTER_S, start_watch)
+        watch = _Watch(receive, timers)
         try:
-            await app(scope, receive_body, send)
+            await app(scope, watch.receive_body, send)
         except asyncio.CancelledError:
-            if not gone.is_set():
+            if not watch.client_is_gone:
                 raise
         finally:
-            watch.cancel()
+            watch.end()
 
     return watched
+
+
+class _Watch:
+    """Looks whether the client of the current task's request has gone."""
+
+    __slots__ = ("_answering", "_body_is_read", "_next", "_receive", "_timers", "client_is_gone")
+
+    def __init__(self, receive: Receive, timers: Timers) -> None:
+        self._receive = receive
+        self._timers = timers
+        self._answering = asyncio.current_task()
+        self._body_is_read = self.client_is_gone = False
+        self._next: Timer | asyncio.Task[None] | None = timers.call_later(_WATCH_AFTER_S, self._go)
+
+    async def receive_body(self) -> Message:
+        message = await self._receive()
+        self._body_is_read = message["type"] == "http.disconnect" or not message.get("more_body")
+        return message
+
+    def end(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            # It refers to this object: a cycle less for the collector, for every request.
+            self._next = None
+
+    def _go(self) -> None:
+        if self._body_is_read:
+            self._next = asyncio.get_running_loop().create_task(self._until_gone())
+        else:
+            self._next = self._timers.call_later(_WATCH_AFTER_S, self._go)
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.client_is_gone = True
+        if self._answering is not None:
+            self._answering.cancel()

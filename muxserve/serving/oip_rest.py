@@ -126,15 +126,18 @@ class _Infer:
 
     def __init__(self, model: Model, service: TextService) -> None:
         self._model = model
-        self._limits = service.limits
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        limits = self._limits
+        service, limits = self._service, self._service.limits
         headers: list[tuple[bytes, bytes]] = []
         status, content_type = 200, b"application/json"
         try:
             self._model.check(**scope["path_params"])
-            body = await read_body(scope, receive, limits.max_body_bytes, limits.request_timeout_s)
+            service.check_room()
+            body = await read_body(
+                scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
+            )
             content, json_bytes = await self._answer(body, _headers(scope))
             if json_bytes is not None:
                 content_type = b"application/octet-stream"

@@ -20,6 +20,7 @@ from muxserve.errors import MuxserveError
 from muxserve.serving.backend import counters
 from muxserve.serving.bundles import Bundle, BundleAnswer, pack_answer, unpack
 from muxserve.serving.demand import DemandMeter
+from muxserve.serving.garbage import collect_rarely
 
 
 def log_through_ray() -> None:
@@ -101,6 +102,7 @@ class MuxReplica:
     def __init__(self, family: str, config: EngineConfig) -> None:
         self._engine = load_engine(family, config)
         self._demand = DemandMeter(time.monotonic())
+        collect_rarely()
 
     async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
         """Answer every text of a bundle."""

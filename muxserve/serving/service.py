@@ -4,7 +4,6 @@ HTTP and the Python handle both come through here, so a limit holds for both. It
 of a request: where one text fails, the whole request gets that error, which names the text.
 """
 
-import asyncio
 import contextlib
 import copy
 import time
@@ -18,6 +17,7 @@ from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TooMany
 from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
 from muxserve.serving.config import LimitsConfig
+from muxserve.serving.timers import Timers
 from muxserve.serving.tokenizing import Tokenizing
 
 
@@ -73,6 +73,7 @@ class TextService:
         self.backend = backend
         self.limits = limits
         self.stages = Stages()
+        self.timers = Timers()
         self._most_texts = most_texts
         self._texts = 0
         self._shed = 0
@@ -109,12 +110,11 @@ class TextService:
         deadline_s = time.monotonic() + (most_s if timeout_s is None else min(timeout_s, most_s))
         options = RequestOptions(max_num_instances, deadline_s, isolation_key)
         try:
-            async with asyncio.timeout(deadline_s - time.monotonic()):
-                with self._place(len(texts)):
-                    started_s = time.perf_counter()
-                    tokens = await self._tokenizing.encode(texts, truncate=truncate)
-                    encoded_s = time.perf_counter()
-                    outcomes = await self.backend.classify(tokens, options)
+            with self.timers.timeout(deadline_s - time.monotonic()), self._place(len(texts)):
+                started_s = time.perf_counter()
+                tokens = await self._tokenizing.encode(texts, truncate=truncate)
+                encoded_s = time.perf_counter()
+                outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
         self.stages.requests += 1
@@ -127,6 +127,15 @@ class TextService:
             predictions.append(outcome)
         return Answered(predictions, tokens)
 
+    def check_room(self) -> None:
+        """Raise where not even one text has a place: before a request is read, which costs more.
+
+        Raises:
+            Overloaded: as ``classify`` would.
+        """
+        if self._texts >= self._most_texts:
+            raise self._refusal(1)
+
     @contextlib.contextmanager
     def _place(self, texts: int) -> Iterator[None]:
         """Hold a place for so many texts, from before they cost anything until they are answered.
@@ -135,17 +144,21 @@ class TextService:
             Overloaded: there is none. A request that is alone always has one.
         """
         if self._texts and self._texts + texts > self._most_texts:
-            self._shed += texts
-            self.backend.refused(texts)
-            raise Overloaded(
-                f"the ingress is full: {self._texts} of {self._most_texts} texts are under way "
-                f"and {texts} more came; try again later"
-            )
+            raise self._refusal(texts)
         self._texts += texts
         try:
             yield
         finally:
             self._texts -= texts
+
+    def _refusal(self, texts: int) -> Overloaded:
+        """Count the texts and say why they are refused."""
+        self._shed += texts
+        self.backend.refused(texts)
+        return Overloaded(
+            f"the ingress is full: {self._texts} of {self._most_texts} texts are under way "
+            "and more came; try again later"
+        )
 
     async def stats(self) -> dict[str, Any]:
         """Counters of the engines behind it, and of the requests that came through it."""
