@@ -1,6 +1,6 @@
 """Served throughput, latency and a burst: muxserve at every N against its ceiling and its peers.
 
-    python benchmarks/serving.py                        # everything, about 35 minutes on 2 cores
+    python benchmarks/serving.py                        # everything, about 40 minutes on 2 cores
     python benchmarks/serving.py --seconds 3 --families shipped --no-peers --no-burst
     python benchmarks/serving.py --out results.json --plot results.svg
 
@@ -69,9 +69,6 @@ def main() -> None:
         for name in options.families:
             report["families"][name] = measure_family(name, Path(folder), options)
             save(report, options.out)  # a run takes long; what is measured is kept
-        if options.burst and "shipped" in options.families:
-            alone = at(report["families"]["shipped"]["ours"]["1"], max(options.clients))
-            report["burst"] = measure_bursts(alone["texts_per_s"], options)
     report["summary"] = summary(report)
     save(report, options.out)
     print(as_markdown(report))
@@ -159,6 +156,9 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
                     texts,
                     options,
                 )
+    if options.burst:
+        alone = at(result["ours"]["1"], max(options.clients))
+        result["burst"] = measure_bursts(name, path, alone["texts_per_s"], options)
     if options.peers:
         plain = plain_model(name, path, folder)
         for peer_name in PEERS:
@@ -291,9 +291,11 @@ def measure_peer(
         return {"failed": str(error).splitlines()[0]}
 
 
-def measure_bursts(alone_per_s: float, options: argparse.Namespace) -> dict[str, Any]:
+def measure_bursts(
+    name: str, path: Path, alone_per_s: float, options: argparse.Namespace
+) -> dict[str, Any]:
     """Half of N=1's capacity, ten times that, and half again: elastic, and N=1 pinned."""
-    spec = Family.load("sentiment", []).spec
+    spec = Family.load(path, []).spec
     quality = {m.num_instances: m.quality.value for m in spec.members if m.quality}
     shape = Burst(
         steady_per_s=0.5 * alone_per_s,
@@ -312,8 +314,8 @@ def measure_bursts(alone_per_s: float, options: argparse.Namespace) -> dict[str,
         ]
         if pinned is not None:
             settings.append(f"engine.num_instances={pinned}")
-        tell(f"burst: {key}")
-        with running_muxserve("sentiment", settings, proxy=options.proxy) as server:
+        tell(f"{name}: burst, {key}")
+        with running_muxserve(path, settings, proxy=options.proxy) as server:
             result[key] = measure_burst(server, shape, quality)
     return result
 

@@ -8,7 +8,10 @@ WIDTHS = ("1", "2", "5", "10")
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """Name -> number. Loads are those with the most clients; ``.at_N_clients`` are the others."""
+    """Name -> number. Loads are those with the most clients; ``.at_N_clients`` are the others.
+
+    ``burst.`` is the shipped family's, ``base.burst.`` the other's.
+    """
     flat: dict[str, float | None] = {}
     most = max(report["clients"])
     for name, family in report["families"].items():
@@ -40,12 +43,12 @@ def summary(report: Mapping[str, Any]) -> dict[str, float | None]:
             )
         floor = family["bare_forward_p50_ms"] + family["lone"]["no_op_p50_ms"]
         flat[f"{name}.lone_p50_over_floor"] = family["lone"]["p50_ms"] / floor
-    for key in ("elastic", "fixed1"):
-        if "burst" in report:
-            for figure in ("p99_ms", "shed", "accuracy_price", "mean_num_instances"):
-                flat[f"burst.{key}.{figure}"] = report["burst"][key][figure]
-    if "burst" in report:
-        flat["burst.target_ms"] = report["burst"]["target_ms"]
+        if "burst" in family:
+            prefix = "burst" if name == "shipped" else f"{name}.burst"
+            for key in ("elastic", "fixed1"):
+                for figure in ("p99_ms", "shed", "accuracy_price", "mean_num_instances"):
+                    flat[f"{prefix}.{key}.{figure}"] = family["burst"][key][figure]
+            flat[f"{prefix}.target_ms"] = family["burst"]["target_ms"]
     return flat
 
 
@@ -69,8 +72,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"{name}, a lone client: p50 {lone['p50_ms']:.1f} ms; bare forward {floor:.1f} ms and "
             f"an empty request {lone['no_op_p50_ms']:.1f} ms.",
         ]
-    if "burst" in report:
-        lines += ["", *_burst_table(report["burst"])]
+        if "burst" in family:
+            lines += ["", *_burst_table(name, family["burst"])]
     return "\n".join(lines)
 
 
@@ -143,10 +146,10 @@ def _stages_table(name: str, family: Mapping[str, Any], clients: int) -> list[st
     ]
 
 
-def _burst_table(burst: Mapping[str, Any]) -> list[str]:
+def _burst_table(name: str, burst: Mapping[str, Any]) -> list[str]:
     shape = burst["shape"]
     lines = [
-        f"**burst** of {shape['factor']:g}x for {shape['burst_s']:g} s over "
+        f"**{name}**, a burst of {shape['factor']:g}x for {shape['burst_s']:g} s over "
         f"{shape['steady_per_s']:.0f} texts/s, target {burst['target_ms']:g} ms",
         "",
         "| | requests | refused or failed | p50 ms | p99 ms | mean N | accuracy price |",
@@ -172,15 +175,14 @@ def plot(report: Mapping[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     families = report["families"]
-    burst = report.get("burst")
-    rows = (1 if families else 0) + (4 if burst else 0)
+    bursts = {name: family["burst"] for name, family in families.items() if "burst" in family}
+    rows = 1 + 4 * len(bursts)
     figure, every = pyplot.subplots(rows, 1, figsize=(8, 2.6 * rows), layout="constrained")
     axes = list(every) if rows > 1 else [every]
     clients = max(report["clients"])
-    if families:
-        _plot_rates(axes.pop(0), families, clients)
-    if burst:
-        _plot_burst(axes, burst)
+    _plot_rates(axes[0], families, clients)
+    for index, (name, burst) in enumerate(bursts.items()):
+        _plot_burst(name, axes[1 + 4 * index : 5 + 4 * index], burst)
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)
 
@@ -207,7 +209,7 @@ def _plot_rates(axes: Any, families: Mapping[str, Any], clients: int) -> None:
     axes.legend()
 
 
-def _plot_burst(axes: Sequence[Any], burst: Mapping[str, Any]) -> None:
+def _plot_burst(name: str, axes: Sequence[Any], burst: Mapping[str, Any]) -> None:
     for key, label in (("elastic", "elastic"), ("fixed1", "N=1 pinned")):
         timeline = burst[key]["timeline"]
         at = [one["from_s"] for one in timeline]
@@ -220,18 +222,20 @@ def _plot_burst(axes: Sequence[Any], burst: Mapping[str, Any]) -> None:
             label=f"{label}, occupancy",
         )
     price = [one["accuracy_price"] for one in burst["elastic"]["timeline"]]
-    axes[3].plot(
-        [one["from_s"] for one in burst["elastic"]["timeline"]],
-        [None if one is None else 10 * one for one in price],
-        linestyle=":",
-        label="elastic, accuracy price x 10",
-    )
+    if any(one is not None for one in price):
+        axes[3].plot(
+            [one["from_s"] for one in burst["elastic"]["timeline"]],
+            [None if one is None else 10 * one for one in price],
+            linestyle=":",
+            label="elastic, accuracy price x 10",
+        )
     axes[1].axhline(burst["target_ms"], linestyle=":", color="grey", label="target")
     axes[1].set_yscale("log")
     for one, label in zip(axes, ("arrivals per s", "latency, ms", "mean N", "share"), strict=True):
         one.set(ylabel=label)
         one.grid(alpha=0.3)
         one.legend()
+    axes[0].set(title=f"{name}, a burst")
     axes[-1].set(xlabel="seconds")
 
 

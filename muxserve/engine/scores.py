@@ -1,5 +1,6 @@
 """Logits in, labelled scores out, by the family's problem type; and the answers they make up."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,9 +70,11 @@ def word_labels(
     """
     answers = []
     for word in words:
-        values = logits[word.first] if raw else _activate(logits[word.first], spec.problem_type)
-        best = int(values.argmax())
-        answers.append(WordLabel(word, spec.labels[best], float(values[best])))
+        values = logits[word.first].tolist()
+        if not raw:
+            values = _activate(values, spec.problem_type)
+        best = max(range(len(values)), key=values.__getitem__)
+        answers.append(WordLabel(word, spec.labels[best], values[best]))
     return answers
 
 
@@ -83,16 +86,31 @@ def label_scores(logits: np.ndarray, spec: FamilySpec, *, raw: bool = False) -> 
         spec: the family; softmax for one label of many, sigmoid for several, else nothing.
         raw: give the logits themselves.
     """
-    values = (logits if raw else _activate(logits, spec.problem_type)).tolist()
-    # Sorted as a list: of a handful of labels that is several times as fast as numpy.
+    values = logits.tolist()
+    if not raw:
+        values = _activate(values, spec.problem_type)
     best_first = sorted(range(len(values)), key=values.__getitem__, reverse=True)
     return [LabelScore(spec.labels[i], values[i]) for i in best_first]
 
 
-def _activate(logits: np.ndarray, problem_type: str) -> np.ndarray:
+def _activate(logits: list[float], problem_type: str) -> list[float]:
+    # Lists: of a handful of labels Python is several times as fast as numpy.
     if problem_type == "single_label_classification":
-        powers = np.exp(logits - logits.max())
-        return np.asarray(powers / powers.sum())
+        return softmax(logits)
     if problem_type == "multi_label_classification":
-        return np.asarray(1.0 / (1.0 + np.exp(-logits)))
+        return [sigmoid(logit) for logit in logits]
     return logits
+
+
+def softmax(logits: list[float]) -> list[float]:
+    """Probabilities of one label of many."""
+    highest = max(logits)
+    powers = [math.exp(logit - highest) for logit in logits]
+    total = sum(powers)
+    return [power / total for power in powers]
+
+
+def sigmoid(logit: float) -> float:
+    """Probability of one label by itself."""
+    # tanh does not overflow where exp(-logit) would.
+    return 0.5 * (1.0 + math.tanh(0.5 * logit))

@@ -3,11 +3,10 @@
 An entry is a plain dict, because it becomes JSON at once. It says when the text was cut.
 """
 
-import math
 from typing import Any
 
 from muxserve.engine.request import Prediction, Tokens
-from muxserve.engine.scores import label_scores, word_labels
+from muxserve.engine.scores import label_scores, sigmoid, softmax, word_labels
 from muxserve.models.family import FamilySpec
 from muxserve.serving.schemas import ScoreFunction
 from muxserve.serving.service import Answered
@@ -38,9 +37,9 @@ def _of_text(
     scored = label_scores(prediction.logits, spec, raw=function is not None)
     scores = [one.score for one in scored]
     if function == "softmax":
-        scores = _softmax(scores)
+        scores = softmax(scores)
     elif function == "sigmoid":
-        scores = [_sigmoid(score) for score in scores]
+        scores = [sigmoid(score) for score in scores]
     served = _served(prediction, tokens)
     return [
         {"label": one.label, "score": score, **served}
@@ -70,15 +69,3 @@ def _served(prediction: Prediction, tokens: Tokens) -> Entry:
     if tokens.truncated:
         served["truncated"] = True
     return served
-
-
-def _softmax(logits: list[float]) -> list[float]:
-    highest = max(logits)
-    powers = [math.exp(logit - highest) for logit in logits]
-    total = sum(powers)
-    return [power / total for power in powers]
-
-
-def _sigmoid(logit: float) -> float:
-    # tanh does not overflow where exp(-logit) would.
-    return 0.5 * (1.0 + math.tanh(0.5 * logit))

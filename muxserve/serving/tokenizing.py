@@ -42,7 +42,11 @@ class Tokenizing:
             # After the callbacks that are due: requests that came together are one batch.
             self._is_due = True
             loop.call_soon(self._start, loop)
-        return await answer
+        try:
+            return await answer
+        finally:
+            # An error's traceback holds this frame, which would hold the error: a cycle.
+            del answer
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_due = False

@@ -10,6 +10,7 @@ import pytest
 
 from muxserve.bench.server import free_port
 from muxserve.errors import InvalidInput
+from muxserve.serving import listener as listener_module
 from muxserve.serving.listener import Listener
 
 BOUND_S = 20
@@ -122,3 +123,49 @@ def test_an_address_that_is_not_here_is_refused_at_once():
     with pytest.raises(InvalidInput, match=r"no\.such\.host\.invalid") as refused:
         Listener("no.such.host.invalid", free_port())
     assert refused.value.field == "ingress.direct_host"
+
+
+def test_the_head_and_the_body_of_an_answer_leave_as_one(monkeypatch):
+    written: list[bytes] = []
+
+    class Recording(listener_module._OneWrite):
+        def _flush(self) -> None:
+            if self._held:
+                written.append(b"".join(self._held))
+            super()._flush()
+
+    monkeypatch.setattr(listener_module, "_OneWrite", Recording)
+
+    async def ask() -> None:
+        async with listening(echo, free_port()) as url, httpx.AsyncClient() as client:
+            for headers in ({}, {"connection": "close"}):
+                assert (await client.post(url, content=b"body", headers=headers)).content == b"body"
+
+    asyncio.run(ask())
+    assert len(written) == 2
+    assert all(
+        one.startswith(b"HTTP/1.1 200") and one.endswith(b"body\r\n0\r\n\r\n") for one in written
+    )
+
+
+def test_a_large_answer_to_a_slow_reader_arrives_whole():
+    body = bytes(range(256)) * 40_000
+
+    async def large(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for start in range(0, len(body), 100_000):
+            part = body[start : start + 100_000]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> bytes:
+        async with (
+            listening(large, free_port()) as url,
+            httpx.AsyncClient() as client,
+            client.stream("POST", url) as answer,
+        ):
+            await asyncio.sleep(0.3)
+            return b"".join([part async for part in answer.aiter_raw()])
+
+    assert asyncio.run(ask()) == body
