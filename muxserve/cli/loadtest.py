@@ -43,6 +43,7 @@ def _group() -> None:
     \b
     Examples:
       muxserve loadtest loadtests/scenarios/gain.yaml
+      muxserve loadtest loadtests/scenarios/gain.yaml --set engine.runtime=openvino
       muxserve loadtest loadtests/scenarios/url.yaml --url http://127.0.0.1:8000
       muxserve loadtest my.yaml --fail-if 'p99_ms > 200' --fail-if 'elastic: accuracy < 0.8'
       muxserve loadtest compare before/ after/
@@ -58,6 +59,14 @@ def run(
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="Test this server instead of the scenario's servers.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Setting of every server that is started here; may be given again.",
+        ),
     ] = None,
     fail_if: Annotated[
         list[str] | None,
@@ -91,6 +100,7 @@ def run(
 
     thresholds = [parse_threshold(one) for one in fail_if or []]
     chosen = lengthened(read_scenario(scenario), time_scale)
+    chosen = chosen.model_copy(update={"settings": [*chosen.settings, *(settings or [])]})
     if url is not None:
         chosen = at_url(chosen, url)
     check_locust_is_installed()
