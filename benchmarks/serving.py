@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,19 @@ TEXTS = 2000
 OFFLINE_TEXTS = {"base": 400, "shipped": TEXTS}
 WIDTHS = (1, 2, 5, 10)
 #: Other ways of serving the shipped family, each beside ``--settings`` at N=1 and at the widest N:
-#: name, what stands before the ingress (None: ``--proxy``), settings.
-VARIANTS: tuple[tuple[str, str | None, list[str]], ...] = (
-    ("torch", None, ["engine.runtime=torch"]),
-    ("torch, int8", None, ["engine.runtime=torch", "engine.dtype=int8"]),
-    ("separate", None, ["arrangement=separate"]),
-    ("haproxy", "haproxy", []),
-    ("python proxy", "python", []),
+#: name, what stands before the ingress (None: ``--proxy``), settings, environment.
+VARIANTS: tuple[tuple[str, str | None, list[str], dict[str, str]], ...] = (
+    ("torch", None, ["engine.runtime=torch"], {}),
+    ("torch, int8", None, ["engine.runtime=torch", "engine.dtype=int8"], {}),
+    ("separate", None, ["arrangement=separate"], {}),
+    (
+        "separate without gRPC",
+        None,
+        ["arrangement=separate"],
+        {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "0"},
+    ),
+    ("haproxy", "haproxy", [], {}),
+    ("python proxy", "python", [], {}),
 )
 
 
@@ -145,7 +151,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
             if n is None:
                 result["lone"] = lone(server, texts, options)
     if options.variants and name == "shipped":
-        for variant, proxy, settings in VARIANTS:
+        for variant, proxy, settings, variables in VARIANTS:
             for n in (WIDTHS[0], WIDTHS[-1]):
                 key = f"{variant}, N={n}"
                 result["variants"][key] = measure_variant(
@@ -153,6 +159,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
                     path,
                     [*options.settings, *settings, f"engine.num_instances={n}"],
                     proxy or options.proxy,
+                    variables,
                     texts,
                     options,
                 )
@@ -171,13 +178,14 @@ def measure_variant(
     path: Path,
     settings: Sequence[str],
     proxy: str,
+    variables: Mapping[str, str],
     texts: Sequence[str],
     options: argparse.Namespace,
 ) -> Any:
     """The closed loop with the most clients; one that does not start is said, not hidden."""
     settings = [*settings, f"replicas.num_cpus={available_cores()}"]
     try:
-        with running_muxserve(path, settings, proxy=proxy) as server:
+        with running_muxserve(path, settings, proxy=proxy, environment=variables) as server:
             return loads(server, what, texts, options, [max(options.clients)])
     except RuntimeError as error:
         tell(str(error))

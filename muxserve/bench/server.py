@@ -2,13 +2,14 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,11 @@ def free_port() -> int:
 
 @contextmanager
 def running_muxserve(
-    family: str | Path, settings: Sequence[str] = (), *, proxy: str = "none"
+    family: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    proxy: str = "none",
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[RunningServer]:
     """``muxserve serve``, from its first answer until the block ends.
 
@@ -65,6 +70,7 @@ def running_muxserve(
         family: name or folder.
         settings: as ``key=value``.
         proxy: of the command's option.
+        environment: variables beside those of this process.
 
     Raises:
         RuntimeError: it ended, or was not ready in time; the message has its log.
@@ -81,6 +87,7 @@ def running_muxserve(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
             # A shell without job control starts background programs with SIGINT ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
