@@ -4,6 +4,7 @@ It tokenizes and hands token ids to a backend: replicas behind a handle, or the 
 process. It never runs a forward on its event loop.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -13,13 +14,14 @@ from ray.serve.handle import DeploymentHandle
 from muxserve.engine.tokens import TextEncoder
 from muxserve.models.family import Family
 from muxserve.serving.answers import Entry, entries
-from muxserve.serving.backend import Backend, LocalBackend
+from muxserve.serving.backend import Backend, LocalBackend, counters
 from muxserve.serving.bundles import BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.garbage import collect_rarely
 from muxserve.serving.http import create_app
 from muxserve.serving.listener import Listener
+from muxserve.serving.ray_metrics import RayMetrics
 from muxserve.serving.replica import load_engine, log_through_ray
 from muxserve.serving.schemas import ScoreFunction, check_texts
 from muxserve.serving.service import TextService
@@ -66,7 +68,15 @@ class MuxIngress:
         self._service = TextService(
             family.spec, encoder, backend, config.limits, config.ingress.max_waiting_texts
         )
+        RayMetrics(self._stats_here)
         collect_rarely()
+
+    def _stats_here(self) -> tuple[Mapping[str, Any], bool | None]:
+        """What is counted in this process; engines behind it count for themselves."""
+        own = self._service.own_stats()
+        if self._engine is None:
+            return own, None
+        return {"engines": [counters(self._engine.stats())], **own}, self._engine.alive
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""

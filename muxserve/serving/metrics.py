@@ -1,7 +1,7 @@
 """Counters in, Prometheus text out: ``GET /metrics`` of an ingress, with the engines behind it.
 
 Nothing is counted here: what ``/stats`` has is read when a scrape asks, so a request costs no more
-for being measured.
+for being measured. ``muxserve.serving.ray_metrics`` gives the same series to Ray.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,6 +52,11 @@ SERIES = (
         "Slots that held a text for the first time; over slots it is the occupancy.",
     ),
     Series("muxserve_line_texts", ("engines", "waiting"), "Texts that wait for a forward now."),
+    Series(
+        "muxserve_line_drain_seconds",
+        ("engines", "drain_s"),
+        "Predicted seconds until all that waits now is served, at the widest N that is allowed.",
+    ),
     Series("muxserve_shed_texts_total", ("engines", "shed"), "Texts that a full line refused."),
     Series("muxserve_expired_texts_total", ("engines", "expired"), "Texts past their deadline."),
     Series("muxserve_cancelled_texts_total", ("engines", "cancelled"), "Texts that nobody wanted."),
@@ -82,6 +87,13 @@ SERIES = (
         "Seconds from a request's first message to its answer over HTTP, summed over requests.",
     ),
     Series(
+        "muxserve_requests_within_total",
+        ("latency", "within"),
+        "Requests answered within so many seconds, from their texts to predictions: the buckets of "
+        "a histogram.",
+        ("le",),
+    ),
+    Series(
         "muxserve_ingress_texts",
         ("ingress", "texts_under_way"),
         "Texts that the ingress holds now, from before they are tokenized until they are answered.",
@@ -90,6 +102,11 @@ SERIES = (
         "muxserve_ingress_shed_texts_total",
         ("ingress", "shed"),
         "Texts that a full ingress refused.",
+    ),
+    Series(
+        "muxserve_ingress_expired_texts_total",
+        ("ingress", "expired"),
+        "Texts of requests that the ingress answered with 504.",
     ),
 )
 
@@ -111,31 +128,48 @@ class _Scrape:
 
     def collect(self) -> Iterator[Metric]:
         for series in SERIES:
-            samples = list(self._samples(series))
-            if not samples:
+            found = list(samples(series, self._stats, ready=self._ready))
+            if not found:
                 continue
             of_engines = series.of is not None and series.of[0] == "engines"
             labels = [*(("engine",) if of_engines else ()), *series.labels]
             kind = CounterMetricFamily if series.is_counter else GaugeMetricFamily
             family = kind(series.name.removesuffix("_total"), series.help, labels=labels)
-            for values, value in samples:
-                family.add_metric(values, value)
+            for one in found:
+                engine = () if one.engine is None else (one.engine,)
+                family.add_metric([*engine, *one.labels], one.value)
             yield family
 
-    def _samples(self, series: Series) -> Iterator[tuple[list[str], float]]:
-        """Label values, and the value under them."""
-        if series.of is None:
-            yield [], float(self._ready)
-            return
-        part, key = series.of
-        if part != "engines":
-            if (value := self._stats.get(part, {}).get(key)) is not None:
-                yield [], value
-            return
-        for engine in self._stats["engines"]:
-            value = engine.get(key)
-            if isinstance(value, dict):
-                for label, count in value.items():
-                    yield [str(engine["pid"]), str(label)], count
-            elif value is not None and "pid" in engine:
-                yield [str(engine["pid"])], value
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A value of a series.
+
+    Attributes:
+        engine: process of the engine that it is of, if of one.
+        labels: values of the series' labels.
+        value: as it is now.
+    """
+
+    engine: str | None
+    labels: tuple[str, ...]
+    value: float
+
+
+def samples(series: Series, stats: Mapping[str, Any], *, ready: bool | None) -> Iterator[Sample]:
+    """What a series has in ``stats``; nothing where these have no such part."""
+    if series.of is None:
+        if ready is not None:
+            yield Sample(None, (), float(ready))
+        return
+    part, key = series.of
+    for one in stats.get(part, ()) if part == "engines" else [stats.get(part, {})]:
+        engine = str(one["pid"]) if "pid" in one else None
+        if engine is None and part == "engines":
+            continue  # another server's, whose counters mean something else
+        value = one.get(key)
+        if isinstance(value, dict):
+            for label, count in value.items():
+                yield Sample(engine, (str(label),), count)
+        elif value is not None:
+            yield Sample(engine, (), value)

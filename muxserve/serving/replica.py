@@ -9,6 +9,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from muxserve.serving.backend import counters
 from muxserve.serving.bundles import Bundle, BundleAnswer, pack_answer, unpack
 from muxserve.serving.demand import DemandMeter
 from muxserve.serving.garbage import collect_rarely
+from muxserve.serving.ray_metrics import RayMetrics
 
 
 def log_through_ray() -> None:
@@ -102,6 +104,7 @@ class MuxReplica:
     def __init__(self, family: str, config: EngineConfig) -> None:
         self._engine = load_engine(family, config)
         self._demand = DemandMeter(time.monotonic())
+        RayMetrics(self._stats_here)
         collect_rarely()
 
     async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
@@ -113,6 +116,9 @@ class MuxReplica:
     async def stats(self) -> dict[str, Any]:
         """The engine's counters."""
         return counters(self._engine.stats())
+
+    def _stats_here(self) -> tuple[Mapping[str, Any], bool]:
+        return {"engines": [counters(self._engine.stats())]}, self._engine.alive
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What came since the last call; called by Ray, for the autoscaling policy."""

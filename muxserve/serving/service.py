@@ -4,8 +4,10 @@ HTTP and the Python handle both come through here, so a limit holds for both. It
 of a request: where one text fails, the whole request gets that error, which names the text.
 """
 
+import bisect
 import contextlib
 import copy
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +21,9 @@ from muxserve.serving.backend import Backend
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.timers import Timers
 from muxserve.serving.tokenizing import Tokenizing
+
+#: Bounds of the latency's histogram, in seconds.
+WITHIN_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,22 @@ class Stages:
     total_s: float = 0.0
 
 
+class Latency:
+    """How many requests were answered within how many seconds, from their texts to predictions."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(WITHIN_S) + 1)
+
+    def observe(self, seconds: float) -> None:
+        """Count one request."""
+        self._counts[bisect.bisect_left(WITHIN_S, seconds)] += 1
+
+    def within(self) -> dict[str, int]:
+        """Requests by the seconds that none of them took longer than, as Prometheus writes them."""
+        bounds = [*(f"{seconds:g}" for seconds in WITHIN_S), "+Inf"]
+        return dict(zip(bounds, itertools.accumulate(self._counts), strict=True))
+
+
 class TextService:
     """Answers requests of one family, for as many callers as there are."""
 
@@ -73,10 +94,12 @@ class TextService:
         self.backend = backend
         self.limits = limits
         self.stages = Stages()
+        self.latency = Latency()
         self.timers = Timers()
         self._most_texts = most_texts
         self._texts = 0
         self._shed = 0
+        self._expired = 0
         self._tokenizing = Tokenizing(encoder)
 
     async def classify(
@@ -106,6 +129,7 @@ class TextService:
                 "are allowed; send them in several",
                 field="inputs",
             )
+        came_s = time.perf_counter()
         most_s = self.limits.request_timeout_s
         deadline_s = time.monotonic() + (most_s if timeout_s is None else min(timeout_s, most_s))
         options = RequestOptions(max_num_instances, deadline_s, isolation_key)
@@ -116,13 +140,17 @@ class TextService:
                 encoded_s = time.perf_counter()
                 outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
+            self._expired += len(texts)
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
+        self.latency.observe(time.perf_counter() - came_s)
         self.stages.requests += 1
         self.stages.tokens_s += encoded_s - started_s
         self.stages.backend_s += time.perf_counter() - encoded_s
         predictions: list[Prediction] = []
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, MuxserveError):
+                if isinstance(outcome, DeadlineExceeded):
+                    self._expired += len(texts)
                 raise _of_text(outcome, index, len(texts))
             predictions.append(outcome)
         return Answered(predictions, tokens)
@@ -163,11 +191,19 @@ class TextService:
     async def stats(self) -> dict[str, Any]:
         """Counters of the engines behind it, and of the requests that came through it."""
         behind = await self.backend.stats()
-        own = {"texts_under_way": self._texts, "shed": self._shed}
+        own = self.own_stats()
+        return {**behind, **own, "ingress": {**behind.get("ingress", {}), **own["ingress"]}}
+
+    def own_stats(self) -> dict[str, dict[str, Any]]:
+        """Counters of the requests that came through it, from any thread."""
         return {
-            **behind,
-            "ingress": {**behind.get("ingress", {}), **own},
+            "ingress": {
+                "texts_under_way": self._texts,
+                "shed": self._shed,
+                "expired": self._expired,
+            },
             "stages": asdict(self.stages),
+            "latency": {"within": self.latency.within()},
         }
 
 
