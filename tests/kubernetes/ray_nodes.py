@@ -1,8 +1,8 @@
 """A Ray cluster on this machine in the shape of a rendered RayService: ``python ray_nodes.py``.
 
-Reads ``{"workers": [{"num_cpus": 4}, ...]}`` from its first argument: a head without CPUs, and a node
-for each worker. Says where the dashboard is, in one line of JSON, and ends when stdin does. A
-process of its own, because Ray Serve reads its environment once.
+Reads ``{"workers": [{"num_cpus": 4}, ...]}`` from its first argument: a head without CPUs, and a
+node for each worker. Says where the dashboard is, in one line of JSON, and ends when stdin does.
+A process of its own, because Ray Serve reads its environment once.
 """
 
 import json
@@ -34,7 +34,8 @@ def main(shape: dict) -> None:
             for worker in shape["workers"]:
                 agent = {"dashboard_agent_listen_port": free_port()}
                 cluster.add_node(**NODE, **agent, include_dashboard=False, **worker)
-            print(json.dumps({"dashboard": f"http://{LOOPBACK}:{dashboard['dashboard_port']}"}))
+            url = f"http://{LOOPBACK}:{dashboard['dashboard_port']}"
+            sys.stdout.write(f"{json.dumps({'dashboard': url})}\n")
             sys.stdout.flush()
             sys.stdin.read()
         finally:
