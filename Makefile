@@ -46,7 +46,7 @@ test-kubernetes: .venv/.installed .cache/kubectl/.installed .cache/checkov/.inst
 	$(BIN)/pytest -m kubernetes $(ARGS)
 
 .PHONY: test-cluster
-test-cluster: .venv/.installed  ## Run the tests that start a Ray cluster of several nodes
+test-cluster: .venv/.installed .cache/kubectl/.installed  ## Run the tests that start a Ray cluster of several nodes
 	$(BIN)/pytest -m cluster $(ARGS)
 
 .PHONY: test-loadtest

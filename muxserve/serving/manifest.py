@@ -72,7 +72,8 @@ def serve_config(deployment: Deployment) -> dict[str, Any]:
     try:
         config = config_model(deployment.import_path).model_validate(deployment.settings)
     except ValidationError as error:
-        raise InvalidInput(f"settings: {one_line(error)}", field="settings") from None
+        told = one_line(error).removeprefix("settings: ").removeprefix("Value error, ")
+        raise InvalidInput(f"settings: {told}", field="settings") from None
     if config.family in shipped_families():
         # Another family's folder exists in the cluster, where it is checked when it starts.
         try:

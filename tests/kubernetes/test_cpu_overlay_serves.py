@@ -22,7 +22,7 @@ from muxserve.bench.server import free_port
 from tests.kubernetes.rendering import ROOT, Doc, find, render
 from tests.ray_serve import BOUND_S, until
 
-pytestmark = [pytest.mark.kubernetes, pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(280)]
 
 TOKEN = "of-a-test-of-a-test-of-a-test-00"
 AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
