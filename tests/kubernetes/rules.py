@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tests.kubernetes import (
     rules_jobs,
     rules_names,
+    rules_network,
     rules_pods,
     rules_ray,
     rules_serve,
@@ -20,6 +21,7 @@ _RULES: list[Rule] = [
     rules_names.mounts_have_volumes,
     rules_names.selectors_find_pods,
     rules_names.ports_exist,
+    rules_network.policies_let_pass,
     rules_pods.pods_are_restricted,
     rules_pods.tokens_are_for_those_who_need_them,
     rules_pods.resources_are_said,

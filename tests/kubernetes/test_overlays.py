@@ -7,9 +7,12 @@ import yaml
 
 from muxserve.serving.manifest import PATCH_FILE, rayservice_patch, read_deployment, serve_config
 from tests.kubernetes import schemas
+from tests.kubernetes.pods import pods_of
 from tests.kubernetes.rendering import COMPOSED, K8S, OVERLAYS, ROOT, find, of_kind, render
 from tests.kubernetes.rules import RULES
 from tests.kubernetes.rules_names import USERS_SECRETS
+from tests.kubernetes.rules_network import Peer, reaches
+from tests.test_cli import muxserve
 
 pytestmark = pytest.mark.kubernetes
 
@@ -81,11 +84,42 @@ def test_the_load_test_asks_the_service_that_kuberay_makes():
     assert load["data"]["HOST"] == f"http://{service['metadata']['name']}-serve-svc:8000"
 
 
+def test_the_load_tests_workers_are_let_in():
+    server = render("cpu")
+    (worker,) = (pod for pod in pods_of(render("loadtest")) if "worker" in pod.owner)
+    for pod in pods_of(server):
+        assert reaches(server, pod, "ingress", Peer("worker", worker.labels, True), 8000)
+        assert not reaches(server, pod, "ingress", Peer("worker", worker.labels, True), 8265)
+
+
 @pytest.mark.parametrize("secret", USERS_SECRETS)
 def test_how_to_make_a_secret_is_written(secret):
     text = (K8S / "README.md").read_text()
     keys = " ".join(f"--from-literal={key}=" for key in USERS_SECRETS[secret])
     assert f"create secret generic {secret} {keys}" in text
+
+
+def test_the_operators_version_is_one():
+    values = yaml.safe_load((K8S / "operator" / "values.yaml").read_text())
+    version = values["image"]["tag"].removeprefix("v")
+    text = (K8S / "README.md").read_text()
+    assert f"kuberay/kuberay-operator --version {version} " in text
+    gates = {one["name"]: one["enabled"] for one in values["featureGates"]}
+    assert gates["RayServiceIncrementalUpgrade"]
+
+
+def test_tritons_repository_is_written_by_a_command_that_exists():
+    (script,) = find(render("triton"), "Deployment", "muxserve-triton")["spec"]["template"]["spec"][
+        "initContainers"
+    ][0]["args"]
+    command = script.partition("exec muxserve ")[2].split()
+    assert command[:3] == ["export", "triton", "sentiment"]
+    offered = muxserve("export", "triton", "--help").stdout
+    assert all(one in offered for one in command if one.startswith("--"))
+    (server,) = find(render("triton"), "Deployment", "muxserve-triton")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert f"--model-repository={command[3]}" in server["args"]
 
 
 def test_manifests_hold_no_secret_and_no_local_path():

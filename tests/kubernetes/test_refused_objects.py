@@ -113,6 +113,36 @@ MUTATIONS: list[Mutation] = [
         ["PodMonitor/muxserve-triton", "podMetricsEndpoints[0].port"],
     ),
     (
+        "policies_let_pass",
+        "cpu",
+        put("spec.ingress", [], "NetworkPolicy"),
+        [f"RayService/muxserve: {POD}", "spec.ingress from RayService/muxserve on port 41000"],
+    ),
+    (
+        "policies_let_pass",
+        "cpu",
+        put("spec.ingress[1].ports[0].port", 8000, "NetworkPolicy"),
+        ["RayService/muxserve", "KubeRay's operator on port 8265"],
+    ),
+    (
+        "policies_let_pass",
+        "cpu",
+        put("spec.ingress[1].from", GONE, "NetworkPolicy"),
+        ["RayService/muxserve", "lets a stranger in on 8265"],
+    ),
+    (
+        "policies_let_pass",
+        "gpu",
+        put("spec.egress", [], "NetworkPolicy", "muxserve-to-redis"),
+        ["RayService/muxserve", "spec.egress to StatefulSet/muxserve-redis on port 6379"],
+    ),
+    (
+        "policies_let_pass",
+        "triton",
+        put("spec.ingress[0].ports[0].port", 8000, "NetworkPolicy", "muxserve-triton"),
+        ["Deployment/muxserve-triton", "spec.ingress from RayService/muxserve on port 8001"],
+    ),
+    (
         "pods_are_restricted",
         "cpu",
         put(f"{POD}.securityContext.runAsUser", 0),
