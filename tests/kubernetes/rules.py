@@ -22,6 +22,7 @@ _RULES: list[Rule] = [
     rules_names.selectors_find_pods,
     rules_names.ports_exist,
     rules_network.policies_let_pass,
+    rules_network.prometheus_reaches_what_it_scrapes,
     rules_pods.pods_are_restricted,
     rules_pods.tokens_are_for_those_who_need_them,
     rules_pods.resources_are_said,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import yaml
 
 from tests.kubernetes.pods import Pod, pods_of
-from tests.kubernetes.rendering import Doc, of_kind
+from tests.kubernetes.rendering import Doc, of_kind, title
 from tests.kubernetes.rules_names import matches
 
 #: Some port that Ray chose by itself.
@@ -54,6 +54,20 @@ def policies_let_pass(docs: list[Doc]) -> list[str]:
                 problems += _unreached(docs, pod, "egress", [(_peer(other), port)])
                 problems += _unreached(docs, other, "ingress", [(_peer(pod), port)])
     return problems
+
+
+def prometheus_reaches_what_it_scrapes(docs: list[Doc]) -> list[str]:
+    """Every port that a PodMonitor names is open to Prometheus, on each pod that has it."""
+    return [
+        f"{title(doc)}: spec.podMetricsEndpoints[{index}].port: no NetworkPolicy lets Prometheus "
+        f"in on {port} of {pod.owner}: {pod.path}"
+        for doc in of_kind(docs, "PodMonitor")
+        for pod in pods_of(docs)
+        if matches(doc["spec"]["selector"], pod)
+        for index, endpoint in enumerate(doc["spec"]["podMetricsEndpoints"])
+        if (port := endpoint.get("portNumber") or pod.ports().get(endpoint.get("port")))
+        and not reaches(docs, pod, "ingress", PROMETHEUS, port)
+    ]
 
 
 def _servers(docs: list[Doc], service: Doc) -> list[tuple[Pod, int]]:

@@ -143,6 +143,12 @@ MUTATIONS: list[Mutation] = [
         ["Deployment/muxserve-triton", "spec.ingress from RayService/muxserve on port 8001"],
     ),
     (
+        "prometheus_reaches_what_it_scrapes",
+        "triton",
+        put("spec.ingress[1].ports[0].port", 8003, "NetworkPolicy", "muxserve-triton"),
+        ["PodMonitor/muxserve-triton", "podMetricsEndpoints[0].port", "8002"],
+    ),
+    (
         "pods_are_restricted",
         "cpu",
         put(f"{POD}.securityContext.runAsUser", 0),
