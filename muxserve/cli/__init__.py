@@ -5,7 +5,7 @@ Arguments in, calls of the package out. Commands import what they need themselve
 """
 
 # Importing a module registers its commands, in the order of ``--help``.
-from muxserve.cli import classify, serve, plan, loadtest, families, train, export  # noqa: F401, I001
+from muxserve.cli import classify, serve, plan, loadtest, families, train, export, kubernetes  # noqa: F401, I001
 from muxserve.cli.app import app
 
 

@@ -54,6 +54,7 @@ def build_app(config: ServeConfig) -> serve.Application:
         config,
         **ingress,
         num_replicas=config.ingress.num_replicas,
+        max_replicas_per_node=config.ingress.max_replicas_per_node,
         ray_actor_options={"num_cpus": config.ingress.num_cpus},
     )
     return entrance.bind(config, replicas.bind(config.family, config.engine))
@@ -107,8 +108,9 @@ def _deployment(kind: type, config: ServeConfig, **options: Any) -> serve.Deploy
 
 def _scaling(replicas: ReplicasConfig, engine: EngineConfig | None) -> dict[str, Any]:
     """Ray's options for a number of replicas; without an engine, Ray's own policy scales them."""
+    spread = {"max_replicas_per_node": replicas.max_replicas_per_node}
     if replicas.max_replicas is None:
-        return {"num_replicas": replicas.num_replicas}
+        return {"num_replicas": replicas.num_replicas, **spread}
     options: dict[str, Any] = {
         "min_replicas": replicas.fewest,
         "initial_replicas": replicas.first,
@@ -136,7 +138,7 @@ def _scaling(replicas: ReplicasConfig, engine: EngineConfig | None) -> dict[str,
     with warnings.catch_warnings():
         # Ray means to replace metrics_interval_s by variables that it does not read yet.
         warnings.filterwarnings("ignore", "The `metrics_interval_s`", DeprecationWarning)
-        return {"autoscaling_config": AutoscalingConfig(**options)}
+        return {"autoscaling_config": AutoscalingConfig(**options), **spread}
 
 
 def _resources(config: ReplicasConfig) -> dict[str, float]:

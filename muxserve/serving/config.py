@@ -51,6 +51,12 @@ class IngressConfig(BaseModel):
         le=1024,
         description="CPUs that Ray reserves for each; 0 lets it run on a machine that is full.",
     )
+    max_replicas_per_node: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Most ingress processes on one machine, so that the loss of one leaves others.",
+    )
     max_ongoing_requests: int = Field(
         8192,
         ge=1,
@@ -144,6 +150,12 @@ class ReplicasConfig(BaseModel):
         description="CPUs that Ray reserves for each, and threads of its forward.",
     )
     num_gpus: float = Field(0.0, ge=0, le=64, description="GPUs that Ray reserves for each.")
+    max_replicas_per_node: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="Most replicas on one machine, so that the loss of one leaves others.",
+    )
     health_check_period_s: float = Field(
         10.0, gt=0, le=600, description="Seconds between Ray's looks whether a replica is alive."
     )
