@@ -65,9 +65,7 @@ def rule_expressions() -> dict[str, str]:
 
 def in_plain(expression: str) -> str:
     """What Grafana sends: without its variables."""
-    return re.sub(
-        r"\$(namespace|application)", ".*", expression.replace("$__rate_interval", "15s")
-    )
+    return re.sub(r"\$(namespace|application)", ".*", expression.replace("$__rate_interval", "15s"))
 
 
 def metrics_of(expression: str) -> set[str]:

@@ -75,5 +75,5 @@ def test_a_panel_with_a_metric_that_does_not_exist_is_found():
 
 
 def test_bad_promql_is_found():
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         metrics_of("sum(rate(ray_muxserve_texts_total[5m])")

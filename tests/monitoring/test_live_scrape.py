@@ -90,7 +90,8 @@ def live(tiny_family, tmp_path_factory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("prometheus")
     with ray_serve() as base:
         config = ServeConfig(
-            family=str(tiny_family), **{"ingress.max_waiting_texts": 4, "engine.warm_up_s": 0.5}
+            family=str(tiny_family),
+            **{"ingress.max_waiting_texts": 4, "engine.warm_up_s": 0.5, "engine.num_instances": 5},
         )
         serve.run(build_app(config), name="default", route_prefix="/")
         (node,) = ray.nodes()

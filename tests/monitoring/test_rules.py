@@ -122,9 +122,7 @@ def run_tests(folder: Path, tests: list[dict]) -> subprocess.CompletedProcess[st
     rule_file(folder, annotated=False)
     file = folder / "tests.yaml"
     file.write_text(
-        yaml.safe_dump(
-            {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}
-        )
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests})
     )
     return promtool("test", "rules", file)
 
