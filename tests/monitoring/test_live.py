@@ -14,7 +14,6 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
-from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from muxserve.bench.server import free_port
 from muxserve.serving.app import build_app
@@ -100,6 +99,8 @@ SEEN = (
 
 
 def test_every_metric_of_every_rule_and_panel_exists(live):
+    from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+
     server, _ = live
     of_ray = {f"ray_{name}" for name in METRICS_GAUGES}
     assert of_ray >= ON_A_GPU
