@@ -1,4 +1,4 @@
-"""Counters of this Ray process in, Ray's own metrics out: what Prometheus scrapes on every Ray node.
+"""Counters of this Ray process in, Ray's own metrics out: what Prometheus scrapes on Ray nodes.
 
 The series are those of ``muxserve.serving.metrics`` with ``ray_`` before their names, and with the
 application, deployment and replica as labels. Nothing here is on the way of a request.

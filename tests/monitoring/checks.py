@@ -1,4 +1,4 @@
-"""Rules and dashboards in, what is wrong with them out: each problem names the rule or the panel."""
+"""Rules and dashboards in, what is wrong with them out; each problem names the rule or panel."""
 
 import re
 from collections.abc import Iterable

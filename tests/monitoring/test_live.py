@@ -118,7 +118,9 @@ def test_a_metric_that_does_not_exist_is_found(live):
 def test_every_panel_and_rule_draws_something(live):
     """Names alone would not show labels that do not exist."""
     server, _ = live
-    quiet = {one["alert"] for group in rules()["groups"] for one in group["rules"] if "alert" in one}
+    quiet = {
+        one["alert"] for group in rules()["groups"] for one in group["rules"] if "alert" in one
+    }
     for query in [*of_rules(rules()), *of_dashboards(dashboards())]:
         if query.where.removeprefix("rule ") in quiet or any(gpu in query.expr for gpu in ON_A_GPU):
             continue

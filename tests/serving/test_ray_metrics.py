@@ -98,7 +98,9 @@ def test_series_have_the_labels_that_rules_and_panels_go_by(served, application,
     ]
     assert of["replica"]
     by_n = [
-        of for of, _ in found["ray_muxserve_texts_by_num_instances_total"] if labels.items() <= of.items()
+        of
+        for of, _ in found["ray_muxserve_texts_by_num_instances_total"]
+        if labels.items() <= of.items()
     ]
     assert {one["num_instances"] for one in by_n} <= {"1", "2", "5"}
     within = [

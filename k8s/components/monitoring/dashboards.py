@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards beside this file: ``python k8s/components/monitoring/dashboards.py``.
+"""Writes Grafana's dashboards beside this file: ``python k8s/components/monitoring/dashboards.py``.
 
 A dashboard's JSON is nine tenths the same in every panel; what differs stands in the tables below.
 """
@@ -94,7 +94,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Fullest line",
-                "Places taken, of the fullest line of an engine or ingress. At 100 % texts get 503.",
+                "Places taken in the fullest line of an engine or ingress. At 100 % texts get 503.",
                 "percentunit",
                 {"{{application}}": f"muxserve:fullest_line:ratio{{{APP}}}"},
             ),
@@ -159,7 +159,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
         [
             Panel(
                 "Tokenizing",
-                "Mean seconds of a request until its texts are tokenized, the wait for it included.",
+                "Mean seconds of a request until its texts are tokenized, waiting included.",
                 "s",
                 {"mean": mean("ray_muxserve_tokens_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -193,8 +193,8 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Over HTTP",
-                "Mean seconds of a request to /predict or /, from its first byte to its answer. With "
-                "the Open Inference Protocol beside it, it reads too low.",
+                "Mean seconds of a request to /predict or /, from its first byte to its answer. "
+                "With the Open Inference Protocol beside it, it reads too low.",
                 "s",
                 {"mean": mean("ray_muxserve_request_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -272,7 +272,9 @@ def dashboard(name: str) -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus"},
-                _variable("namespace", "label_values(ray_muxserve_answered_texts_total, namespace)"),
+                _variable(
+                    "namespace", "label_values(ray_muxserve_answered_texts_total, namespace)"
+                ),
                 _variable(
                     "application",
                     "label_values(ray_muxserve_answered_texts_total"
