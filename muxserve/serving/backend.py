@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from muxserve.engine.engine import Engine, answer
 from muxserve.engine.request import Outcome, RequestOptions, Tokens
-from muxserve.engine.stats import EngineStats
 from muxserve.engine.waking import Waker
 from muxserve.serving.demand import DemandMeter
 
@@ -67,15 +66,19 @@ class LocalBackend:
         return self._engine.alive
 
     async def stats(self) -> dict[str, Any]:
-        return {"engines": [counters(self._engine.stats())]}
+        return {"engines": [counters(self._engine)]}
 
 
-def counters(stats: EngineStats) -> dict[str, Any]:
-    """An engine's counters as JSON has them (its keys are strings), and the process they are of."""
+def counters(engine: Engine) -> dict[str, Any]:
+    """An engine's counters as JSON has them (its keys are strings), what it was told to keep to,
+    and the process they are of."""
+    stats = engine.stats()
     values = asdict(stats)
     values["texts_by_num_instances"] = {
         str(n): texts for n, texts in sorted(stats.texts_by_num_instances.items())
     }
     values["occupancy"] = stats.occupancy
+    values["capacity"] = engine.config.max_waiting_texts
+    values["latency_target_s"] = engine.config.latency_target_ms / 1000
     values["pid"] = os.getpid()
     return values

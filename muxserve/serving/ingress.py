@@ -76,7 +76,7 @@ class MuxIngress:
         own = self._service.own_stats()
         if self._engine is None:
             return own, None
-        return {"engines": [counters(self._engine.stats())], **own}, self._engine.alive
+        return {"engines": [counters(self._engine)], **own}, self._engine.alive
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""

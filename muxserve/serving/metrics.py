@@ -53,9 +53,20 @@ SERIES = (
     ),
     Series("muxserve_line_texts", ("engines", "waiting"), "Texts that wait for a forward now."),
     Series(
+        "muxserve_line_capacity_texts",
+        ("engines", "capacity"),
+        "Texts that may wait; more are refused.",
+    ),
+    Series(
         "muxserve_line_drain_seconds",
         ("engines", "drain_s"),
-        "Predicted seconds until all that waits now is served, at the widest N that is allowed.",
+        "Predicted seconds until all that waits and runs now is served, at the widest N that is "
+        "allowed.",
+    ),
+    Series(
+        "muxserve_latency_target_seconds",
+        ("engines", "latency_target_s"),
+        "Seconds within which texts are to be answered: engine.latency_target_ms.",
     ),
     Series("muxserve_shed_texts_total", ("engines", "shed"), "Texts that a full line refused."),
     Series("muxserve_expired_texts_total", ("engines", "expired"), "Texts past their deadline."),
@@ -71,6 +82,11 @@ SERIES = (
         "muxserve_plan_seconds_total", ("engines", "plan_s"), "Seconds of choosing N and slots."
     ),
     Series("muxserve_requests_total", ("stages", "requests"), "Requests answered."),
+    Series(
+        "muxserve_answered_texts_total",
+        ("stages", "texts"),
+        "Texts of the requests answered, whatever runs the forwards.",
+    ),
     Series(
         "muxserve_tokens_seconds_total",
         ("stages", "tokens_s"),
@@ -97,6 +113,11 @@ SERIES = (
         "muxserve_ingress_texts",
         ("ingress", "texts_under_way"),
         "Texts that the ingress holds now, from before they are tokenized until they are answered.",
+    ),
+    Series(
+        "muxserve_ingress_capacity_texts",
+        ("ingress", "capacity"),
+        "Texts that the ingress may hold; more are refused.",
     ),
     Series(
         "muxserve_ingress_shed_texts_total",

@@ -115,10 +115,10 @@ class MuxReplica:
 
     async def stats(self) -> dict[str, Any]:
         """The engine's counters."""
-        return counters(self._engine.stats())
+        return counters(self._engine)
 
     def _stats_here(self) -> tuple[Mapping[str, Any], bool]:
-        return {"engines": [counters(self._engine.stats())]}, self._engine.alive
+        return {"engines": [counters(self._engine)]}, self._engine.alive
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What came since the last call; called by Ray, for the autoscaling policy."""

@@ -45,12 +45,14 @@ class Stages:
 
     Attributes:
         requests: how many.
+        texts: of these requests, where every text has an answer.
         tokens_s: tokenizing, the wait for it included.
         backend_s: from token ids to logits, the way there and back included.
         total_s: from the request's first message to its answer, over HTTP.
     """
 
     requests: int = 0
+    texts: int = 0
     tokens_s: float = 0.0
     backend_s: float = 0.0
     total_s: float = 0.0
@@ -153,6 +155,7 @@ class TextService:
                     self._expired += len(texts)
                 raise _of_text(outcome, index, len(texts))
             predictions.append(outcome)
+        self.stages.texts += len(texts)
         return Answered(predictions, tokens)
 
     def check_room(self) -> None:
@@ -199,6 +202,7 @@ class TextService:
         return {
             "ingress": {
                 "texts_under_way": self._texts,
+                "capacity": self._most_texts,
                 "shed": self._shed,
                 "expired": self._expired,
             },

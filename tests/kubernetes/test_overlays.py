@@ -70,11 +70,16 @@ def test_nothing_stays_behind_in_another_namespace():
     assert find(docs, "Namespace", "team-a")
 
 
-@pytest.mark.parametrize("component", ["gcs-ft", "hf-token", "model-cache"])
+@pytest.mark.parametrize("component", ["gcs-ft", "hf-token", "model-cache", "monitoring"])
 def test_a_component_does_something(component):
     assert (K8S / "components" / component / "kustomization.yaml").is_file()
     texts = json.dumps(render("everything"))
-    sign = {"gcs-ft": "redisAddress", "hf-token": "HF_TOKEN", "model-cache": "muxserve-models"}
+    sign = {
+        "gcs-ft": "redisAddress",
+        "hf-token": "HF_TOKEN",
+        "model-cache": "muxserve-models",
+        "monitoring": "PrometheusRule",
+    }
     assert sign[component] in texts
 
 

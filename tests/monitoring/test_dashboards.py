@@ -1,24 +1,18 @@
-"""Dashboards are what their tables say, parse, and explain themselves."""
+"""Dashboards: what the generator writes, PromQL, units and variables."""
 
+import copy
 import importlib.util
-import json
+from types import ModuleType
 
 import pytest
 
-from tests.monitoring.files import (
-    COMPONENT,
-    DASHBOARDS,
-    in_plain,
-    metrics_of,
-    panel_expressions,
-    panels,
-    rule_expressions,
-    rules,
-    unknown_metrics,
-)
+from tests.monitoring.checks import badly_drawn, unparsed, unrecorded
+from tests.monitoring.queries import COMPONENT, Query, dashboards, metrics_of, of_dashboards, rules
+
+pytestmark = pytest.mark.monitoring
 
 
-def written_by():
+def generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("dashboards", COMPONENT / "dashboards.py")
     assert spec is not None
     assert spec.loader is not None
@@ -27,53 +21,70 @@ def written_by():
     return module
 
 
-def test_the_files_are_those_of_the_tables():
-    module = written_by()
-    assert [file.stem for file in DASHBOARDS] == sorted(module.DASHBOARDS)
-    for file in DASHBOARDS:
-        assert file.read_text() == module.as_json(file.stem), "make dashboards"
+def test_the_files_are_what_the_generator_writes():
+    written = generator()
+    assert sorted(written.DASHBOARDS) == sorted(dashboards())
+    for name in written.DASHBOARDS:
+        file = COMPONENT / "dashboards" / f"{name}.json"
+        assert file.read_text() == written.as_json(name), "run dashboards.py beside it"
 
 
-@pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_a_dashboard_is_complete(file):
-    dashboard = json.loads(file.read_text())
-    assert dashboard["uid"] == file.stem
-    places = set()
-    for panel in panels(dashboard):
-        assert panel["description"]
-        assert panel["fieldConfig"]["defaults"]["unit"]
-        assert panel["datasource"]["uid"] == "${datasource}"
-        assert panel["targets"]
-        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-        places.add((panel["gridPos"]["x"], panel["gridPos"]["y"]))
-    assert len(places) == len(panels(dashboard)), "panels lie on each other"
-
-
-@pytest.mark.parametrize(
-    ("where", "expression"), (panel_expressions() | rule_expressions()).items()
-)
-def test_an_expression_is_promql_and_reads_metrics(where, expression):
-    assert metrics_of(expression)
-
-
-def test_recorded_metrics_that_are_read_are_recorded():
-    recorded = {rule["record"] for rule in rules() if "record" in rule}
-    read = {
-        name
-        for expression in (panel_expressions() | rule_expressions()).values()
-        for name in metrics_of(expression)
-        if name.startswith("muxserve:")
-    }
-    assert read <= recorded
-
-
-def test_a_panel_with_a_metric_that_does_not_exist_is_found():
-    expressions = {"panel": in_plain('sum(rate(ray_muxserve_text{a="$namespace"}[5m]))')}
-    assert unknown_metrics(expressions, {"ray_muxserve_texts_total"}) == [
-        "panel: ray_muxserve_text"
+def test_there_is_a_dashboard_for_each_question():
+    assert sorted(dashboards()) == [
+        "muxserve-replicas",
+        "muxserve-stages",
+        "muxserve-traffic",
+        "muxserve-width",
     ]
 
 
-def test_bad_promql_is_found():
-    with pytest.raises(ValueError, match=r"."):
-        metrics_of("sum(rate(ray_muxserve_texts_total[5m])")
+def test_every_expression_parses():
+    assert not unparsed(of_dashboards(dashboards()))
+
+
+def test_every_recorded_series_is_recorded():
+    assert not unrecorded(of_dashboards(dashboards()), rules())
+
+
+def test_every_panel_says_what_it_shows_in_which_unit():
+    assert not badly_drawn(dashboards())
+
+
+# Each check, on dashboards that are not right
+
+
+def test_metrics_are_found_wherever_they_stand_in_an_expression():
+    expr = (
+        'histogram_quantile(0.9, sum by (le) (rate(a_total{b="c"}[5m]))) / (d > 0 or e * 0) '
+        "unless max_over_time(f[5m:1m] offset 1h)"
+    )
+    assert metrics_of(expr) == {"a_total", "d", "e", "f"}
+
+
+def test_bad_promql_and_an_unknown_variable_are_found():
+    bad = Query("traffic: bad", "sum by (le (rate(a[1m]))")
+    left = Query("traffic: left", "rate(a[$__range])")
+    assert [one.partition(": ")[0] for one in unparsed([bad, left])] == ["traffic", "traffic"]
+    assert "a variable is left" in unparsed([left])[0]
+
+
+def test_a_series_that_no_rule_records_is_found():
+    (problem,) = unrecorded([Query("a panel", "muxserve:nothing:rate5m")], rules())
+    assert problem == "a panel: no rule records muxserve:nothing:rate5m"
+
+
+def test_a_panel_without_unit_or_description_and_a_dashboard_without_variables_are_found():
+    found = copy.deepcopy(dashboards())
+    content = found["muxserve-traffic"]
+    panel = content["panels"][0]
+    panel["description"], panel["datasource"] = "", {"type": "prometheus", "uid": "mine"}
+    del panel["fieldConfig"]["defaults"]["unit"]
+    content["panels"][1]["id"] = panel["id"]
+    content["templating"]["list"].pop()
+    assert badly_drawn(found) == [
+        "muxserve-traffic: no variable ['application']",
+        "muxserve-traffic: ids of panels repeat",
+        "muxserve-traffic: Texts answered: no description",
+        "muxserve-traffic: Texts answered: no unit",
+        "muxserve-traffic: Texts answered: a datasource of its own",
+    ]

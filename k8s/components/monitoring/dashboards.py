@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboards beside this file; ``make dashboards``.
+"""Writes Grafana's dashboards beside this file: ``make dashboards``.
 
 A dashboard's JSON is nine tenths the same in every panel; what differs stands in the tables below.
 """
@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent / "dashboards"
 #: Of muxserve's and Ray Serve's series; those of Ray's nodes know no application.
 APP = 'namespace=~"$namespace",application=~"$application"'
 NODE = 'namespace=~"$namespace"'
+STARTS = "ray_serve_deployment_replica_starts_total"
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
         [
             Panel(
                 "Texts answered",
-                "Texts per second, each copy counted.",
-                "reqps",
-                {"{{application}}": rate("ray_muxserve_texts_total", "application")},
+                "Texts of answered requests, per second.",
+                "cps",
+                {"{{application}}": rate("ray_muxserve_answered_texts_total", "application")},
             ),
             Panel(
                 "Requests answered",
@@ -75,7 +76,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             Panel(
                 "Not answered",
                 "Texts per second: refused (503), late (504), withdrawn by clients, failed (500).",
-                "reqps",
+                "cps",
                 {
                     "refused by an ingress": rate("ray_muxserve_ingress_shed_texts_total"),
                     "refused by an engine": rate("ray_muxserve_shed_texts_total"),
@@ -91,6 +92,12 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
                 "short",
                 {"{{replica}}": f"ray_muxserve_ingress_texts{{{APP}}}"},
             ),
+            Panel(
+                "Fullest line",
+                "Places taken in the fullest line of an engine or ingress. At 100 % texts get 503.",
+                "percentunit",
+                {"{{application}}": f"muxserve:fullest_line:ratio{{{APP}}}"},
+            ),
         ],
     ),
     "muxserve-width": (
@@ -99,7 +106,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             Panel(
                 "Texts by N",
                 "Distinct texts per second at each N. Idle traffic is at N=1; load widens it.",
-                "reqps",
+                "cps",
                 {
                     "N={{num_instances}}": rate(
                         "ray_muxserve_texts_by_num_instances_total", "num_instances"
@@ -137,9 +144,13 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             Panel(
                 "Drain time",
                 "Until all that waits is served at the widest N: what autoscaling holds against "
-                "replicas.target_drain_ms.",
+                "replicas.target_drain_ms. Over the target for long, no width is enough.",
                 "s",
-                {"{{replica}}": f"ray_muxserve_line_drain_seconds{{{APP}}}"},
+                {
+                    "{{replica}}": f"ray_muxserve_line_drain_seconds{{{APP}}}",
+                    "target of {{application}}": "max by (application) "
+                    f"(ray_muxserve_latency_target_seconds{{{APP}}})",
+                },
             ),
         ],
     ),
@@ -148,7 +159,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
         [
             Panel(
                 "Tokenizing",
-                "Mean seconds of a request until its texts are tokens, the wait for it included.",
+                "Mean seconds of a request until its texts are tokenized, waiting included.",
                 "s",
                 {"mean": mean("ray_muxserve_tokens_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -182,8 +193,8 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Over HTTP",
-                "Mean seconds of a request to /predict or /, from its first byte to its answer; "
-                "too low where the Open Inference Protocol is used beside it.",
+                "Mean seconds of a request to /predict or /, from its first byte to its answer. "
+                "With the Open Inference Protocol beside it, it reads too low.",
                 "s",
                 {"mean": mean("ray_muxserve_request_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -209,11 +220,12 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Starts of replicas",
-                "New replicas, by autoscaling, upgrades, and after crashes.",
+                "Replicas new in ten minutes: by autoscaling, upgrades, and after crashes.",
                 "short",
+                # Each replica is a series that begins with 1, so that none of them ever grows.
                 {
-                    "{{deployment}}": "sum by (deployment) "
-                    f"(increase(ray_serve_deployment_replica_starts_total{{{APP}}}[10m]))"
+                    "{{deployment}}": f"count by (deployment) ({STARTS}{{{APP}}} "
+                    f"unless {STARTS}{{{APP}}} offset 10m)"
                 },
             ),
             Panel(
@@ -237,7 +249,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             Panel(
                 "GPU memory",
                 "In use, of each GPU.",
-                "decmbytes",
+                "mbytes",
                 {"{{instance}} {{GpuIndex}}": f"ray_node_gram_used{{{NODE}}}"},
             ),
         ],
@@ -260,10 +272,13 @@ def dashboard(name: str) -> dict[str, Any]:
         "templating": {
             "list": [
                 {"name": "datasource", "type": "datasource", "query": "prometheus"},
-                _variable("namespace", "label_values(ray_muxserve_texts_total, namespace)"),
+                _variable(
+                    "namespace", "label_values(ray_muxserve_answered_texts_total, namespace)"
+                ),
                 _variable(
                     "application",
-                    'label_values(ray_muxserve_texts_total{namespace=~"$namespace"}, application)',
+                    "label_values(ray_muxserve_answered_texts_total"
+                    '{namespace=~"$namespace"}, application)',
                 ),
             ]
         },
