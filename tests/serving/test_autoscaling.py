@@ -406,4 +406,6 @@ def test_without_an_engine_rays_own_policy_scales():
     options = _scaling(ReplicasConfig(max_replicas=4), None)["autoscaling_config"]
     assert options.policy.is_default_policy_function()
     assert options.upscale_delay_s == 30
-    assert _scaling(ReplicasConfig(num_replicas=3), EngineConfig()) == {"num_replicas": 3}
+    fixed = _scaling(ReplicasConfig(num_replicas=3), EngineConfig())
+    assert fixed["num_replicas"] == 3
+    assert "autoscaling_config" not in fixed
