@@ -121,9 +121,10 @@ loadtest: .venv/.installed  ## Measure the gain of every N with Locust; a report
 	$(BIN)/muxserve loadtest loadtests/scenarios/gain.yaml $(ARGS)
 
 .PHONY: screenshot
-screenshot:  ## Take a picture of loadtest-gain/report.html (needs Debian's chromium)
+screenshot: REPORT ?= docs/loadtest-gain
+screenshot:  ## Take a picture of a load test's report, REPORT=folder (needs Debian's chromium)
 	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,2400 \
-	  --screenshot=loadtest-gain/report.png loadtest-gain/report.html
+	  --screenshot=$(REPORT)/report.png $(REPORT)/report.html
 
 .PHONY: evaluate
 evaluate: .cache/sentiment-test.csv .cache/brown-test.jsonl  ## Measure the shipped families again (needs npm)

@@ -34,7 +34,7 @@ def gains(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def price(report: Mapping[str, Any], name: str) -> str:
-    """What a server's answers are worth beside the first one's, in words."""
+    """What a server's answers are worth beside the first one's: the end of a sentence."""
     servers = {server["name"]: main_load(server) for server in report["servers"]}
     first, own = servers[report["servers"][0]["name"]], servers[name]
     if first is None or own is None:
@@ -43,7 +43,7 @@ def price(report: Mapping[str, Any], name: str) -> str:
     if own["accuracy"] is not None and first["accuracy"] is not None:
         points = 100 * (own["accuracy"] - first["accuracy"])
         words.append(
-            f"{points:+.1f} points of accuracy under load "
+            f"at {points:+.1f} points of accuracy under load "
             f"({100 * own['accuracy']:.1f} % against {100 * first['accuracy']:.1f} %)"
         )
     if own["agreement_with_n1"] is not None:
@@ -51,7 +51,33 @@ def price(report: Mapping[str, Any], name: str) -> str:
     if own["measured_quality"] is not None and first["measured_quality"] is not None:
         points = 100 * (own["measured_quality"] - first["measured_quality"])
         words.append(f"the family's own figures say {points:+.1f} points")
-    return "; ".join(words)
+    return "".join(f"{', ' if one is words[0] else '; '}{one}" for one in words)
+
+
+def _under_the_same_load(report: Mapping[str, Any], name: str) -> list[str]:
+    """A server beside the first one, at each load that came at its own times to both."""
+    first = report["servers"][0]
+    own = next(server for server in report["servers"] if server["name"] == name)
+    return [
+        f"Under the same '{theirs['shape']['shape']}' of {theirs['offered_per_s']:,.0f} texts per "
+        f"second {name} has {_served(ours)}; {first['name']} {_served(theirs)}."
+        for theirs, ours in zip(first["loads"], own["loads"], strict=False)
+        if theirs["answered"]
+        and ours["answered"]
+        and theirs["offered_per_s"]
+        and ours["offered_per_s"]
+        and abs(ours["offered_per_s"] / theirs["offered_per_s"] - 1) < _SAME_RATE
+    ]
+
+
+def _served(load: Mapping[str, Any]) -> str:
+    words = [f"a p99 of {load['p99_ms']:,.0f} ms"]
+    if load["mean_num_instances"]:
+        words.append(f"a mean N of {load['mean_num_instances']:.1f}")
+    if load["accuracy"] is not None:
+        words.append(f"{100 * load['accuracy']:.1f} % accuracy")
+    words.append(f"{sum(load['errors'].values()):,} errors")
+    return ", ".join(words)
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -67,11 +93,15 @@ def verdict(report: Mapping[str, Any]) -> str:
         cost = price(report, best)
         kind = "answers" if others[best] >= 1 else "answers only"
         sentences.append(
-            f"{best} {kind} {others[best]:.2f} times as many texts per second as {first}"
-            + (f", at {cost}." if cost else ".")
+            f"{best} {kind} {others[best]:.2f} times as many texts per second as {first}{cost}."
         )
-        elastic = [n for n in others if "elastic" in n.lower() and n != best]
-        sentences += [f"{n} reaches {others[n]:.2f} times, at {price(report, n)}." for n in elastic]
+        elastic = [name for name in others if "elastic" in name.lower()]
+        sentences += [
+            f"{name} reaches {others[name]:.2f} times{price(report, name)}."
+            for name in elastic
+            if name != best
+        ]
+        sentences += [one for name in elastic for one in _under_the_same_load(report, name)]
     elif report["servers"] and (load := main_load(report["servers"][0])) is not None:
         p99 = load["p99_ms"]
         sentences.append(
@@ -94,5 +124,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     return " ".join(sentences) or "Nothing was measured."
 
 
+#: Poisson arrivals of the same seed differ by less; another load differs by more.
+_SAME_RATE = 0.02
 #: A generator that sends later than this, for one request in a hundred, adds to what it measures.
 LATE_MS = 20.0

@@ -108,7 +108,33 @@ def test_the_verdict_has_the_gain_and_its_price(report):
     assert "N=5 answers 3.00 times as many texts per second as N=1" in said
     assert "-5.0 points of accuracy under load (75.0 % against 80.0 %)" in said
     assert "90.0 % of its answers are those of N=1" in said
-    assert "elastic reaches 2.50 times" in said
+    assert "elastic reaches 2.50 times, at +0.0 points" in said
+    assert "Under the same" not in said
+
+
+def test_the_verdict_without_labels_is_still_a_sentence(report):
+    for server in report["servers"]:
+        server["loads"][0]["accuracy"] = None
+    assert "as N=1, 90.0 % of its answers are those of N=1; the family's" in verdict(report)
+    for server in report["servers"]:
+        server["loads"][0].update(agreement_with_n1=None, measured_quality=None)
+    assert "3.00 times as many texts per second as N=1. elastic reaches 2.50 times." in verdict(
+        report
+    )
+
+
+def test_the_verdict_compares_elastic_and_the_first_under_the_same_load(report):
+    burst = {"shape": {"shape": "burst"}, "offered_per_s": 720.0}
+    first, elastic = report["servers"][0]["loads"], report["servers"][2]["loads"]
+    first.append(load(480, p99_ms=9000.0, errors={"503": 7800}, **burst))
+    elastic.append(load(720, p99_ms=240.0, mean_num_instances=5.5, accuracy=0.79, **burst))
+    assert (
+        "Under the same 'burst' of 720 texts per second elastic has a p99 of 240 ms, a mean N of "
+        "5.5, 79.0 % accuracy, 0 errors; N=1 a p99 of 9,000 ms, a mean N of 1.0, 80.0 % accuracy, "
+        "7,800 errors."
+    ) in verdict(report)
+    elastic[-1]["offered_per_s"] = 900.0
+    assert "Under the same" not in verdict(report)
 
 
 def test_a_report_that_lacks_something_says_so_first(report):
