@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +84,12 @@ def test_the_tables_of_forwards_are_the_committed_runs(name, count):
             f"{row['gain_over_plain']:.2f} | {row['flops_per_s'] / 1e9:,.0f} |"
         )
         assert line in MODELS
+
+
+def test_the_table_of_runtimes_is_the_committed_run():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "runtimes.json").read_text())["rows"]
+    table = runpy.run_path(str(ROOT / "benchmarks" / "runtimes.py"))["table"]
+    assert table(rows) in (ROOT / "docs" / "engine.md").read_text()
 
 
 def test_the_example_of_a_model_runs():
