@@ -1,6 +1,7 @@
 """``muxserve loadtest``: a scenario in, a report out; and two reports beside each other."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,15 +84,15 @@ def run(
     """Run a scenario: start its servers one after the other, load them, write the report.
 
     Exit codes: 0 measured, 1 a --fail-if holds, 2 a mistake in the scenario or the flags, 3 a
-    server did not start, died, or answered nothing, 130 Ctrl-C. Whatever was measured is in the
-    report.
+    server did not start, died, or answered nothing, 130 Ctrl-C or SIGTERM. Whatever was measured
+    is in the report.
 
     \b
     Examples:
       muxserve loadtest loadtests/scenarios/gain.yaml
       muxserve loadtest loadtests/scenarios/burst.yaml --out burst --fail-if 'error_rate > 0'
     """
-    from muxserve.loadtest.files import write_report
+    from muxserve.loadtest.files import prepare_folder, write_report
     from muxserve.loadtest.generator import check_locust_is_installed
     from muxserve.loadtest.run import Runner
     from muxserve.loadtest.scenario import read_scenario
@@ -105,6 +106,10 @@ def run(
         chosen = at_url(chosen, url)
     check_locust_is_installed()
     folder = out or Path(f"loadtest-{chosen.name}")
+    prepare_folder(folder)
+    # What was started for the test must not stay behind, however it is ended.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with _Display() as display:
         report = Runner(chosen, display.show, web_port).run()
     report["thresholds"] = check(report, thresholds)

@@ -2,6 +2,7 @@
 
 import http.client
 import time
+from collections.abc import Mapping
 
 import orjson
 
@@ -11,7 +12,7 @@ from muxserve.loadtest.texts import Text
 _TEXTS_PER_REQUEST = 64
 
 
-def ask_alone(texts: list[Text], url: str, limit_s: float) -> int:
+def ask_alone(texts: list[Text], url: str, limit_s: float, headers: Mapping[str, str]) -> int:
     """Note N=1's answer in each text that has none yet.
 
     A server that is pinned to a wider N does not answer at N=1; then, and when ``limit_s`` is over,
@@ -21,6 +22,7 @@ def ask_alone(texts: list[Text], url: str, limit_s: float) -> int:
         texts: are changed.
         url: of a muxserve.
         limit_s: seconds that it may take.
+        headers: sent with each request.
 
     Returns:
         For how many texts it is known now.
@@ -31,7 +33,7 @@ def ask_alone(texts: list[Text], url: str, limit_s: float) -> int:
         some = missing[at : at + _TEXTS_PER_REQUEST]
         body = orjson.dumps({"inputs": [one.text for one in some], "max_num_instances": 1})
         try:
-            status, content = get(url, "/predict", body, timeout_s=60)
+            status, content = get(url, "/predict", body, headers, timeout_s=60)
             answers = orjson.loads(content) if status == 200 else []
         except (OSError, http.client.HTTPException, ValueError):
             break

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from muxserve.loadtest.verdict import gains
+from muxserve.loadtest.verdict import gains, rate_of
 
 _FIGURES = {
     "texts_per_s": 1,
+    "highest_rate_per_s": 1,
     "p50_ms": 1,
     "p99_ms": 1,
     "error_rate": 4,
@@ -66,7 +67,7 @@ def _by_place(report: Mapping[str, Any]) -> dict[tuple[str, str, int], dict[str,
     return {
         (server["name"], load["shape"]["shape"], index): {
             **load,
-            "gain_over_first": over.get(server["name"]) if index == 0 else None,
+            "gain_over_first": over.get(server["name"]) if rate_of(load) is not None else None,
         }
         for server in report["servers"]
         for index, load in enumerate(server["loads"])
@@ -80,4 +81,12 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
             one, other = a[what].get(key), b[what].get(key)
             if one != other:
                 found.append(f"{what}.{key}: {one} / {other}")
+    specs = [{one["name"]: one.get("spec", {}) for one in report["servers"]} for report in (a, b)]
+    for name in specs[0].keys() & specs[1].keys():
+        before, after = specs[0][name], specs[1][name]
+        found += [
+            f"{name}.{key}: {before.get(key)} / {after.get(key)}"
+            for key in sorted({*before, *after})
+            if before.get(key) != after.get(key)
+        ]
     return found

@@ -2,16 +2,20 @@
 
 import csv
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from muxserve.errors import InvalidInput
 from muxserve.loadtest.page import page
+from muxserve.loadtest.verdict import gains, rate_of
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 _SUMMARY = [
     "texts_per_s",
+    "gain_over_first",
+    "highest_rate_per_s",
     "offered_per_s",
     "requests",
     "answered",
@@ -46,6 +50,20 @@ _TIMELINE = [
 ]
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a report, before anything is measured for it.
+
+    Raises:
+        InvalidInput: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InvalidInput(f"--out {folder}: {error.strerror}; choose another folder") from None
+
+
 def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     """Write every form of it; gives the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,9 +72,12 @@ def write_report(report: Mapping[str, Any], folder: Path) -> Path:
     with (folder / "summary.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["server", "load", "errors", *_SUMMARY])
+        over = gains(report)
         for server, load in _loads(report):
+            reached = {"highest_rate_per_s": None, **load}
+            reached["gain_over_first"] = over.get(server) if rate_of(load) is not None else None
             errors = " ".join(f"{code}:{count}" for code, count in load["errors"].items())
-            rows.writerow([server, load["shape"]["shape"], errors, *(load[k] for k in _SUMMARY)])
+            rows.writerow([server, load["shape"]["shape"], errors, *(reached[k] for k in _SUMMARY)])
     with (folder / "timeline.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["server", "load", *_TIMELINE])

@@ -56,6 +56,8 @@ class Generator:
         self.tally = Tally()
         self.start_unix_s: float | None = None
         self.end_unix_s: float | None = None
+        #: Somebody ended it before its job, in the web UI.
+        self.stopped = False
         self._results = folder / "results.jsonl"
         self._log = folder / "locust.log"
         self._job_file = folder / "job.json"
@@ -139,6 +141,14 @@ class Generator:
                 self.tally.add(Tally.from_json(entry["tally"]))
             self.start_unix_s = entry.get("start_unix_s", self.start_unix_s)
             self.end_unix_s = entry.get("end_unix_s", self.end_unix_s)
+            self.stopped = entry.get("stopped", self.stopped)
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds from the first request that was due to the end."""
+        if self.start_unix_s is None or self.end_unix_s is None:
+            return 0.0
+        return max(0.0, self.end_unix_s - self.start_unix_s)
 
     @property
     def at_s(self) -> float:

@@ -71,12 +71,10 @@ def page(report: Mapping[str, Any]) -> str:
 def _throughput(report: Mapping[str, Any]) -> str:
     over = gains(report)
     rates = [
-        (server["name"], rate_of(load))
+        (server["name"], rate)
         for server in report["servers"]
-        if (load := main_load(server)) is not None
+        if (load := main_load(server)) is not None and (rate := rate_of(load)) is not None
     ]
-    if not rates:
-        return ""
     priced = [
         (server["name"], 100 * load["accuracy"] if load["accuracy"] is not None else None)
         for server in report["servers"]
@@ -90,11 +88,13 @@ def _throughput(report: Mapping[str, Any]) -> str:
         for server in report["servers"]
         if (load := main_load(server)) is not None
     ]
-    first = rates[0][0]
+    if not priced:
+        return ""
+    first = priced[0][0]
     return "".join(
         [
             "<h2>Throughput, and its price</h2>",
-            bars("Texts per second", "texts/s", rates, digits=0),
+            bars("Texts per second", "texts/s", rates, digits=0) if rates else "",
             bars(f"Over {first}", "times", list(over.items()), digits=2) if len(over) > 1 else "",
             bars("Accuracy under load, against labels", "%", priced, digits=1),
             bars("Answers that are those of N=1", "%", agreed, digits=1),

@@ -54,6 +54,10 @@ class Recorder:
             self._flushing.kill(block=False)
             self._flushing = None
         self.flush()
+        if self._waiting_for > 0 and not isinstance(self._environment.runner, WorkerRunner):
+            # Locust was told to stop, in its web UI; nobody may wait for the rest.
+            self._waiting_for = 0
+            self._write({"end_unix_s": time.time(), "stopped": True})
 
     def due(self, at_s: float, sent_s: float) -> None:
         """A request that was due at a time from the start and is sent now."""

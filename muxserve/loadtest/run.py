@@ -15,23 +15,16 @@ from typing import Any
 
 from muxserve.bench.machine import describe
 from muxserve.loadtest.alone import ask_alone
-from muxserve.loadtest.figures import figures
-from muxserve.loadtest.generator import Generator, GeneratorFailed
+from muxserve.loadtest.generator import GeneratorFailed
 from muxserve.loadtest.job import Job
+from muxserve.loadtest.one_load import run_load
 from muxserve.loadtest.scenario import Scenario, ServerSpec
-from muxserve.loadtest.search import highest_rate
+from muxserve.loadtest.search import highest_rate, passes, search_row
 from muxserve.loadtest.shapes import Constant, Search, Shape
-from muxserve.loadtest.tally import OK, Tally, quantile_s
 from muxserve.loadtest.targets import Target, TargetFailed, model_name, open_target
-from muxserve.loadtest.texts import Text, load_texts, write_texts
+from muxserve.loadtest.texts import Text, labels_in, load_texts, write_texts
 from muxserve.loadtest.verdict import verdict
-from muxserve.loadtest.watch import Watch
 
-_POLL_S = 0.5
-#: A server that answers nothing but broken connections for so long has died.
-DEAD_S = 5
-#: Beyond its last request and the time limit of that, a run is ended.
-_GRACE_S = 20.0
 _ALONE_LIMIT_S = 30.0
 
 
@@ -69,16 +62,20 @@ class Runner:
         """
         scenario = self.scenario
         self.report = {
-            "scenario": scenario.model_dump(mode="json"),
+            "scenario": _without_secrets(scenario),
             "environment": {**describe(), "locust": version("locust")},
             "started_unix_s": time.time(),
             "servers": [],
             "status": "complete",
             "problems": [],
+            "notes": [],
         }
         try:
-            quality, vocabulary = _family(scenario)
-            texts = load_texts(scenario.texts, scenario.seed, vocabulary)
+            family = _family(scenario)
+            tokenizer = None if family is None else family.tokenizer
+            labels = _labels(scenario, family)
+            texts = load_texts(scenario.texts, scenario.seed, tokenizer, labels)
+            quality = family.quality if family else {}
             self.report["measured_quality"] = {str(n): value for n, value in quality.items()}
             self.report["texts"] = {
                 "count": len(texts),
@@ -89,7 +86,7 @@ class Runner:
                 self._server(spec, texts, quality)
         except KeyboardInterrupt:
             self.report["status"] = "interrupted"
-            self.report["problems"].append("Ctrl-C: what was measured until then is shown")
+            self.report["problems"].append("stopped: what was measured until then is shown")
         for server in self.report["servers"]:
             for load in server["loads"]:
                 if load["requests"] and not load["answered"]:
@@ -107,6 +104,18 @@ class Runner:
         if self.report["status"] == "complete":
             self.report["status"] = "incomplete"
 
+    def _check_labels(self, texts: list[Text]) -> None:
+        """Forget labels that a server never gives: another family's accuracy is not 0 %."""
+        given = labels_in(one.alone for one in texts)
+        wanted = labels_in(one.label for one in texts)
+        if given and wanted and not given & wanted:
+            for one in texts:
+                one.label = None
+            self.report["notes"].append(
+                f"no accuracy: the server's labels ({', '.join(sorted(given)[:6])}) are none of "
+                f"those of the texts ({', '.join(sorted(wanted)[:6])})"
+            )
+
     def _tell(self, what: str, detail: str = "", within_s: float = 0.0) -> None:
         done = min(self._done_s + within_s, self.scenario.load_s)
         self.on_progress(Progress(done, self.scenario.load_s, what, detail))
@@ -122,7 +131,8 @@ class Runner:
             with open_target(spec, scenario) as target:
                 if target.ask_url is not None and any(one.alone is None for one in texts):
                     self._tell(f"{spec.name}: asking for N=1's answers")
-                    ask_alone(texts, target.ask_url, _ALONE_LIMIT_S)
+                    ask_alone(texts, target.ask_url, _ALONE_LIMIT_S, scenario.headers)
+                    self._check_labels(texts)
                 with tempfile.TemporaryDirectory(prefix="muxload") as folder:
                     for shape in scenario.load:
                         self._load(entry, target, shape, texts, Path(folder), quality)
@@ -140,39 +150,31 @@ class Runner:
         folder: Path,
         quality: Mapping[int, float],
     ) -> None:
-        known = _with_rate(shape, entry, self.report["servers"][0])
-        if isinstance(known, Search):
-            steps: list[dict[str, Any]] = []
-
-            def probe(rate: float) -> dict[str, Any]:
-                step = Constant(
-                    shape="constant",
-                    rate_per_s=rate,
-                    seconds=known.step_s,
-                    warm_up_s=min(known.warm_up_s, known.step_s / 3),
-                )
-                one = self._once(entry, target, step, texts, folder, quality)
-                steps.append(one)
-                return one
-
-            best, tried = highest_rate(known, probe)
-            chosen = next((one for one in tried if one["rate_per_s"] == best), tried[0])
-            entry["loads"].append(
-                {
-                    **chosen,
-                    "shape": known.model_dump(),
-                    "highest_rate_per_s": best,
-                    "steps": [{k: v for k, v in one.items() if k != "timeline"} for one in tried],
-                }
-            )
+        known = _with_rate(shape, entry, self.report["servers"][0], self.scenario)
+        if not isinstance(known, Search):
+            self._once(entry, target, known, texts, folder, quality, entry["loads"].append)
             return
-        row = self._once(entry, target, known, texts, folder, quality)
-        entry["loads"].append(row)
-        if row.get("died_at_s") is not None:
-            raise TargetFailed(
-                f"{entry['name']} stopped answering {row['died_at_s']:.0f} s into "
-                f"'{known.shape}'; figures are of the time before"
+        steps: list[dict[str, Any]] = []
+
+        def passes_at(rate: float) -> bool:
+            step = Constant(
+                shape="constant",
+                rate_per_s=rate,
+                seconds=known.step_s,
+                warm_up_s=min(known.warm_up_s, known.step_s / 3),
             )
+
+            def keep(row: dict[str, Any]) -> None:
+                steps.append({**row, "rate_per_s": rate, "passed": passes(known, row)})
+
+            self._once(entry, target, step, texts, folder, quality, keep)
+            return bool(steps[-1]["passed"])
+
+        try:
+            highest_rate(known, passes_at)
+        finally:
+            if steps:  # however it ended
+                entry["loads"].append(search_row(known, steps))
 
     def _once(
         self,
@@ -182,8 +184,9 @@ class Runner:
         texts: list[Text],
         folder: Path,
         quality: Mapping[int, float],
-    ) -> dict[str, Any]:
-        """One shape of load on one server."""
+        keep: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """One shape of load on one server; ``keep`` gets its row before anything is raised."""
         scenario = self.scenario
         own = Path(tempfile.mkdtemp(dir=folder))
         if target.body is not None:
@@ -203,64 +206,21 @@ class Runner:
             seed=scenario.seed,
         )
         what = f"{entry['name']}: {shape.shape}"
-        died_at_s: float | None = None
-        interrupted = False
-        generator = Generator(job, own, workers=scenario.workers, web_port=self.web_port)
-        with Watch(target.cpu_seconds, target.stats) as watch:
-            try:
-                with generator:
-                    while generator.running:
-                        time.sleep(_POLL_S)
-                        generator.read()
-                        self._tell(what, _so_far(generator.tally, generator.at_s), generator.at_s)
-                        if has_died(generator.tally, generator.at_s):
-                            died_at_s = last_answer_s(generator.tally)
-                            break
-                        if generator.at_s > shape.duration_s + scenario.timeout_s + _GRACE_S:
-                            raise GeneratorFailed(f"{what} did not end in time")
-            except KeyboardInterrupt:
-                interrupted = True
-        ran_s = shape.duration_s
-        if died_at_s is not None:
-            ran_s = died_at_s
-        elif interrupted:
-            ran_s = min(ran_s, generator.at_s)
-        start = generator.start_unix_s or time.time()
-        row = figures(generator.tally, shape, watch.looks, start, ran_s, quality)
-        if died_at_s is not None:
-            row["died_at_s"] = died_at_s
-        if interrupted:
-            row["interrupted_at_s"] = ran_s
-            entry["loads"].append(row)
-            raise KeyboardInterrupt
+        row, cut = run_load(
+            what,
+            target,
+            job,
+            own,
+            workers=scenario.workers,
+            web_port=self.web_port,
+            quality=quality,
+            tell=lambda detail, at_s: self._tell(what, detail, at_s),
+        )
+        if row is not None:
+            keep(row)
+        if cut is not None:
+            raise cut
         self._done_s += shape.duration_s
-        return row
-
-
-def has_died(tally: Tally, at_s: float) -> bool:
-    """Whether a server's last seconds are broken connections and nothing else."""
-    recent = tally.total(range(int(at_s) - DEAD_S, int(at_s)))
-    broken = recent.statuses["connection"]
-    return (
-        at_s > DEAD_S and broken >= 3 and broken == recent.statuses.total() and not recent.completed
-    )
-
-
-def last_answer_s(tally: Tally) -> float:
-    """The end of the last second in which an answer came."""
-    return max((number + 1 for number, one in tally.seconds.items() if one.completed), default=0)
-
-
-def _so_far(tally: Tally, at_s: float) -> str:
-    now = tally.total(range(max(0, int(at_s) - 3), int(at_s)))
-    p99 = quantile_s(now.latencies, 0.99)
-    rate = now.completed / min(3, max(1, int(at_s)))
-    errors = sum(c for s, c in tally.total().statuses.items() if s != OK) if tally.seconds else 0
-    return (
-        f"{rate:,.0f} texts/s, p99 {1000 * p99:,.0f} ms, {errors} errors"
-        if p99
-        else "no answer yet"
-    )
 
 
 def _first_example(load: Mapping[str, Any]) -> str:
@@ -270,8 +230,10 @@ def _first_example(load: Mapping[str, Any]) -> str:
     return ""
 
 
-def _with_rate(shape: Shape, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> Shape:
-    """A shape whose rate is a share of what was reached, with that rate."""
+def _with_rate(
+    shape: Shape, entry: Mapping[str, Any], baseline: Mapping[str, Any], scenario: Scenario
+) -> Shape:
+    """A shape whose rate is a share of what was reached, with that rate in requests."""
     for name, server in (("of_capacity", entry), ("of_baseline", baseline)):
         share = getattr(shape, name, None)
         if share is None:
@@ -281,16 +243,29 @@ def _with_rate(shape: Shape, entry: Mapping[str, Any], baseline: Mapping[str, An
         ]
         if not reached or not reached[-1]:
             raise TargetFailed(f"'{shape.shape}' needs the rate of 'saturate', which is not known")
-        return shape.model_copy(update={name: None, "rate_per_s": max(1.0, share * reached[-1])})
+        rate = share * reached[-1] / scenario.texts_of_a_request
+        return shape.model_copy(update={name: None, "rate_per_s": max(1.0, rate)})
     return shape
 
 
-def _family(scenario: Scenario) -> tuple[dict[int, float], Callable[[], Any] | None]:
-    """Measured quality of each N, and the tokenizer; nothing where only URLs are asked."""
-    needed = scenario.texts.source == "generated" or any(
-        one.url is None for one in scenario.servers
-    )
-    from muxserve.models.family import Family, read_spec, resolve
+@dataclass(frozen=True)
+class _FamilyFacts:
+    """What is known of the scenario's family without its weights."""
+
+    labels: list[str]
+    quality: dict[int, float]
+    folder: Path
+
+    def tokenizer(self) -> Any:
+        from muxserve.models.family import Family
+
+        return Family.load(self.folder, []).tokenizer
+
+
+def _family(scenario: Scenario) -> _FamilyFacts | None:
+    """The family's facts; None where only URLs are asked and there is no such family here."""
+    needed = scenario.texts.source == "generated" or _starts_one(scenario)
+    from muxserve.models.family import read_spec, resolve
 
     try:
         folder = resolve(scenario.family)
@@ -298,7 +273,23 @@ def _family(scenario: Scenario) -> tuple[dict[int, float], Callable[[], Any] | N
     except (OSError, ValueError):
         if needed:
             raise
-        return {}, None
+        return None
     quality = {one.num_instances: one.quality.value for one in spec.members if one.quality}
     finite = {n: value for n, value in quality.items() if math.isfinite(value)}
-    return finite, lambda: Family.load(folder, []).tokenizer
+    return _FamilyFacts(list(spec.labels), finite, folder)
+
+
+def _starts_one(scenario: Scenario) -> bool:
+    return any(one.url is None for one in scenario.servers)
+
+
+def _labels(scenario: Scenario, family: _FamilyFacts | None) -> list[str] | None:
+    """The labels that answers can have; None where another family may answer at a URL."""
+    return family.labels if family is not None and _starts_one(scenario) else None
+
+
+def _without_secrets(scenario: Scenario) -> dict[str, Any]:
+    """The scenario for the report: headers may be passwords, and reports are passed on."""
+    shown = scenario.model_dump(mode="json")
+    shown["headers"] = dict.fromkeys(scenario.headers, "(not shown)")
+    return shown

@@ -53,7 +53,11 @@ class ServerSpec(BaseModel):
     def _is_url(cls, given: str | None) -> str | None:
         if given is not None:
             parts = urlsplit(given if "://" in given else f"http://{given}")
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            try:
+                known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:  # of a port that is none
+                known = False
+            if not known:
                 raise ValueError(f"expected http://host:port, got {given!r}")
         return given
 
@@ -139,6 +143,11 @@ class Scenario(BaseModel):
         if self.requests != "text" and any(one.peer for one in self.servers):
             raise ValueError("peers take one text per request: requests: text")
         return self
+
+    @property
+    def texts_of_a_request(self) -> int:
+        """Texts that each request carries."""
+        return self.texts_per_request if self.requests == "texts" else 1
 
     @property
     def load_s(self) -> float:

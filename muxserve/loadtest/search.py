@@ -1,33 +1,23 @@
 """The highest rate within a target: the rate doubles until a step fails, then the gap is halved."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxserve.loadtest.shapes import Search
 
 
-def highest_rate(
-    search: Search, probe: Callable[[float], dict[str, Any]]
-) -> tuple[float | None, list[dict[str, Any]]]:
-    """Try rates, each from an idle server.
+def highest_rate(search: Search, passes_at: Callable[[float], bool]) -> float | None:
+    """The highest rate that passed, None where none did. Each is tried from an idle server.
 
     Args:
         search: target and steps.
-        probe: the figures of a step at a rate.
-
-    Returns:
-        The highest rate that passed, None where none did; and every step's figures, each with its
-        ``rate_per_s`` and whether it ``passed``.
+        passes_at: whether a step at a rate is within the target.
     """
     passed: float | None = None
     failed: float | None = None
-    steps = []
     rate = search.start_per_s
     for _ in range(search.max_steps):
-        step = probe(rate)
-        ok = passes(search, rate, step)
-        steps.append({**step, "rate_per_s": rate, "passed": ok})
-        if ok:
+        if passes_at(rate):
             passed = rate
         else:
             failed = rate
@@ -39,15 +29,32 @@ def highest_rate(
             rate = (passed + failed) / 2
             if failed / passed < 1.03:
                 break
-    return passed, steps
+    return passed
 
 
-def passes(search: Search, rate: float, step: dict[str, Any]) -> bool:
-    """Whether a step is within the target."""
+def passes(search: Search, step: Mapping[str, Any]) -> bool:
+    """Whether a step's figures are within the target; never where it was cut short."""
     p99, errors = step["p99_ms"], step["error_rate"]
     return (
         p99 is not None
         and p99 <= search.target_p99_ms
         and (errors or 0.0) <= search.max_error_rate
         and not step["under_way_at_end"]
+        and not step.keys() & {"died_at_s", "interrupted_at_s"}
     )
+
+
+def search_row(search: Search, steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The row of a search: the figures of its best step, and every step without its timeline.
+
+    Args:
+        search: the shape.
+        steps: at least one, each with its ``rate_per_s`` and whether it ``passed``.
+    """
+    best = max((one for one in steps if one["passed"]), key=lambda o: o["rate_per_s"], default=None)
+    return {
+        **(best or steps[0]),
+        "shape": search.model_dump(),
+        "highest_rate_per_s": best and best["rate_per_s"],
+        "steps": [{k: v for k, v in one.items() if k != "timeline"} for one in steps],
+    }

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,20 +156,24 @@ def _at_url(url: str, scenario: Scenario) -> Iterator[Target]:
         return
     base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     oip = scenario.requests == "oip-http"
-    check_http(base, "/v2/health/ready" if oip else "/ready")
+    check_http(base, "/v2/health/ready" if oip else "/ready", scenario.headers)
     if oip:
         yield Target(base, lambda: math.nan)
         return
 
     def stats() -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(get(base, "/stats")[1])
+        content: dict[str, Any] = json.loads(get(base, "/stats", headers=scenario.headers)[1])
         return content
 
     yield Target(base, lambda: math.nan, stats, base)
 
 
 def get(
-    base: str, path: str, body: bytes | None = None, timeout_s: float = 10.0
+    base: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = 10.0,
 ) -> tuple[int, bytes]:
     """One request; raises OSError or http.client.HTTPException where nothing answers."""
     parts = urlsplit(base)
@@ -177,18 +181,19 @@ def get(
     connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
         method = "GET" if body is None else "POST"
-        headers = {"content-type": "application/json"} if body is not None else {}
-        connection.request(method, parts.path.rstrip("/") + path, body, headers)
+        kind_of = {"content-type": "application/json"} if body is not None else {}
+        sent = {**kind_of, **(headers or {})}
+        connection.request(method, parts.path.rstrip("/") + path, body, sent)
         response = connection.getresponse()
         return response.status, response.read()
     finally:
         connection.close()
 
 
-def check_http(base: str, path: str) -> None:
+def check_http(base: str, path: str, headers: Mapping[str, str]) -> None:
     """Raise TargetFailed where no muxserve is ready there."""
     try:
-        status, body = get(base, path)
+        status, body = get(base, path, headers=headers)
     except socket.gaierror:
         raise TargetFailed(f"{base}: there is no such host; check the url") from None
     except (OSError, http.client.HTTPException) as error:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ class Text:
 
 
 def load_texts(
-    spec: TextsSpec, seed: int, vocabulary: Callable[[], Any] | None = None
+    spec: TextsSpec,
+    seed: int,
+    vocabulary: Callable[[], Any] | None = None,
+    labels: Collection[str] | None = None,
 ) -> list[Text]:
     """The texts of a scenario.
 
@@ -40,13 +43,16 @@ def load_texts(
         spec: where from.
         seed: of generated ones.
         vocabulary: gives the family's tokenizer, for source 'generated'.
+        labels: those that answers can have, where that is known. Opinions are given without
+            labels to a family that has others.
 
     Raises:
         ScenarioError: the file cannot be read, or a row is wrong.
     """
     if spec.source == "opinions":
         made = opinions(spec.count, seed=seed, words=spec.words)
-        return [Text(text, label) for text, label in made]
+        fit = labels is None or {label for _, label in made} <= set(labels)
+        return [Text(text, label if fit else None) for text, label in made]
     if spec.source == "generated":
         if vocabulary is None:
             raise ScenarioError("texts of source 'generated' need a family")
@@ -58,6 +64,20 @@ def load_texts(
     found = [text for text, _ in zip(_read(spec.file, spec), range(spec.count), strict=False)]
     if not found:
         raise ScenarioError(f"{spec.file}: no texts")
+    unknown = labels_in(one.label for one in found) - set(labels) if labels is not None else ()
+    if unknown:
+        raise ScenarioError(
+            f"{spec.file}: {spec.label_field!r} has {min(unknown)!r}, which is no label of the "
+            f"family: {', '.join(labels or ())}"
+        )
+    return found
+
+
+def labels_in(given: Iterable[Labels | None]) -> set[str]:
+    """Every label that occurs."""
+    found: set[str] = set()
+    for one in given:
+        found.update([one] if isinstance(one, str) else one or ())
     return found
 
 

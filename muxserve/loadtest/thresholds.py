@@ -21,7 +21,7 @@ FIGURES = (
     "server_cpu_s_per_1000_texts", "gain_over_first", "highest_rate_per_s",
 )  # fmt: skip
 _RULE = re.compile(
-    r"(?:(?P<server>[^:]+):)?\s*(?P<figure>\w+)\s*(?P<by>>=|<=|>|<)\s*(?P<value>[-+\d.e]+)\s*"
+    r"(?:(?P<server>[^:]*?)(?:/(?P<load>\w+))?:)?\s*(?P<figure>\w+)\s*(?P<by>>=|<=|>|<)\s*(?P<value>[-+\d.e]+)\s*"
 )
 
 
@@ -32,6 +32,7 @@ class Threshold:
     Attributes:
         rule: as it was given.
         server: whose loads; None for all.
+        load: shape of the loads; None for all, but latencies of 'saturate'.
         figure: name of the figure.
         by: of the comparison.
         value: to compare with.
@@ -39,13 +40,14 @@ class Threshold:
 
     rule: str
     server: str | None
+    load: str | None
     figure: str
     by: str
     value: float
 
 
 def parse_threshold(rule: str) -> Threshold:
-    """A rule such as ``p99_ms > 200`` or ``elastic: accuracy < 0.8``.
+    """A rule: ``p99_ms > 200``, ``elastic: accuracy < 0.8`` or ``elastic/burst: p99_ms > 200``.
 
     Raises:
         InvalidInput: it is none; the message says what was expected.
@@ -54,7 +56,8 @@ def parse_threshold(rule: str) -> Threshold:
     if found is None:
         raise InvalidInput(
             f"--fail-if {rule!r}: expected FIGURE > NUMBER (or >=, <, <=), such as 'p99_ms > 200', "
-            "or with a server before it: 'elastic: accuracy < 0.8'"
+            "or with a server, or a server and a load, before it: 'elastic: accuracy < 0.8', "
+            "'elastic/burst: p99_ms > 200'"
         )
     if found["figure"] not in FIGURES:
         raise InvalidInput(
@@ -64,8 +67,8 @@ def parse_threshold(rule: str) -> Threshold:
         value = float(found["value"])
     except ValueError:
         raise InvalidInput(f"--fail-if {rule!r}: {found['value']!r} is no number") from None
-    server = found["server"]
-    return Threshold(rule, server and server.strip(), found["figure"], found["by"], value)
+    server = (found["server"] or "").strip() or None
+    return Threshold(rule, server, found["load"], found["figure"], found["by"], value)
 
 
 def check(report: Mapping[str, Any], thresholds: list[Threshold]) -> list[dict[str, Any]]:
@@ -75,6 +78,8 @@ def check(report: Mapping[str, Any], thresholds: list[Threshold]) -> list[dict[s
     must not pass in silence.
     """
     over = gains(report)
+    if report["servers"]:
+        over.pop(report["servers"][0]["name"], None)  # over itself it is 1
     results = []
     for one in thresholds:
         where, seen = [], 0
@@ -82,12 +87,17 @@ def check(report: Mapping[str, Any], thresholds: list[Threshold]) -> list[dict[s
             if one.server not in (None, server["name"]):
                 continue
             for load in server["loads"]:
+                shape = load["shape"]["shape"]
+                if one.load not in (None, shape):
+                    continue
+                if one.load is None and shape == "saturate" and one.figure.endswith("_ms"):
+                    continue  # of its own line
                 value = _figure(load, one.figure, over.get(server["name"]))
                 if value is None:
                     continue
                 seen += 1
                 if _COMPARISONS[one.by](value, one.value):
-                    where.append(f"{server['name']}, {load['shape']['shape']}: {value:g}")
+                    where.append(f"{server['name']}, {shape}: {value:g}")
         if not seen:
             where.append("nothing was measured that it could be checked on")
         results.append({"rule": one.rule, "failed": bool(where), "where": "; ".join(where)})

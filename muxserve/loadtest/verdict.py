@@ -5,27 +5,30 @@ from typing import Any
 
 
 def main_load(server: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The load whose throughput stands for a server: 'saturate', or else the last one."""
+    """The load that stands for a server: 'saturate', or a search, or else the last one."""
     loads: list[Mapping[str, Any]] = server["loads"]
-    for one in loads:
-        if one["shape"]["shape"] == "saturate":
+    for one in sorted(loads, key=lambda one: one["shape"]["shape"] != "saturate"):
+        if rate_of(one) is not None:
             return one
     return loads[-1] if loads else None
 
 
-def rate_of(load: Mapping[str, Any]) -> float:
-    """Texts per second that a load reached; of a search, the highest that passed."""
+def rate_of(load: Mapping[str, Any]) -> float | None:
+    """Texts per second that a server reached under a load that looks for that.
+
+    Of a search those of its best step. None of any other load: it gets what it was offered.
+    """
     if "highest_rate_per_s" in load:
-        return load["highest_rate_per_s"] or 0.0
-    return float(load["texts_per_s"])
+        return float(load["texts_per_s"]) if load["highest_rate_per_s"] else 0.0
+    return float(load["texts_per_s"]) if load["shape"]["shape"] == "saturate" else None
 
 
 def gains(report: Mapping[str, Any]) -> dict[str, float]:
-    """Throughput of every server over the first one's."""
+    """Throughput of every server over the first one's, where both have one."""
     rates = {
-        server["name"]: rate_of(load)
+        server["name"]: rate
         for server in report["servers"]
-        if (load := main_load(server)) is not None
+        if (load := main_load(server)) is not None and (rate := rate_of(load)) is not None
     }
     first = report["servers"][0]["name"] if report["servers"] else None
     if first not in rates or not rates[first]:
@@ -59,8 +62,8 @@ def _under_the_same_load(report: Mapping[str, Any], name: str) -> list[str]:
     first = report["servers"][0]
     own = next(server for server in report["servers"] if server["name"] == name)
     return [
-        f"Under the same '{theirs['shape']['shape']}' of {theirs['offered_per_s']:,.0f} texts per "
-        f"second {name} has {_served(ours)}; {first['name']} {_served(theirs)}."
+        f"Under the same '{theirs['shape']['shape']}' of {theirs['offered_per_s']:,.0f} requests "
+        f"per second {name} has {_served(ours)}; {first['name']} {_served(theirs)}."
         for theirs, ours in zip(first["loads"], own["loads"], strict=False)
         if theirs["answered"]
         and ours["answered"]
@@ -102,6 +105,9 @@ def verdict(report: Mapping[str, Any]) -> str:
             if name != best
         ]
         sentences += [one for name in elastic for one in _under_the_same_load(report, name)]
+    elif len(report["servers"]) > 1 and main_load(report["servers"][0]) is not None:
+        names = [server["name"] for server in report["servers"][1:]]
+        sentences += [one for name in names for one in _under_the_same_load(report, name)]
     elif report["servers"] and (load := main_load(report["servers"][0])) is not None:
         p99 = load["p99_ms"]
         sentences.append(
@@ -121,6 +127,7 @@ def verdict(report: Mapping[str, Any]) -> str:
             f"{', '.join(sorted(set(late)))}: its waits are in those "
             "latencies; give it cores of its own or more workers."
         )
+    sentences += [f"{note[0].upper()}{note[1:]}." for note in report.get("notes", [])]
     return " ".join(sentences) or "Nothing was measured."
 
 

@@ -40,7 +40,7 @@ class Fake:
 
 
 @contextmanager
-def fake(**options: float) -> Iterator[Fake]:
+def fake(**options: float | str) -> Iterator[Fake]:
     """A fake server; options as of its command line."""
     port = free_port()
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]

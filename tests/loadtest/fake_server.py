@@ -27,7 +27,12 @@ class FakeServer:
                     if line.startswith(b"content-length:"):
                         length = int(line.split(b":")[1])
                 body = await reader.readexactly(length)
-                status, content = await self._answer(head.split(b" ")[1].decode(), body)
+                path = head.split(b" ")[1].decode()
+                wanted = self._options.authorization
+                if path != "/counts" and wanted and wanted.encode() not in head:
+                    status, content = 401, {"error": "unauthorized", "message": "who are you?"}
+                else:
+                    status, content = await self._answer(path, body)
                 payload = json.dumps(content).encode()
                 writer.write(
                     f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\n"
@@ -64,9 +69,12 @@ class FakeServer:
     async def _classify(self, path: str, request: dict[str, object]) -> tuple[int, object]:
         options = self._options
         if "max_num_instances" in request:  # asked before the load, and not part of it
-            return 200, [[_entry("positive", 1)] for _ in request["inputs"]]
+            return 200, [[_entry(options.label, 1)] for _ in request["inputs"]]
         self._asked += 1
         number = self._asked
+        if options.reset_every and number % options.reset_every == 0:
+            self.counts["reset"] += 1
+            raise ConnectionResetError("read, and never answered")
         if options.die_after and number > options.die_after:
             os._exit(1)
         async with self._free:
@@ -86,14 +94,14 @@ class FakeServer:
             }
         inputs = request["inputs"]
         if isinstance(inputs, str):
-            return 200, _answer_for(inputs)
-        return 200, [_answer_for(one) for one in inputs]
+            return 200, _answer_for(inputs, options.label)
+        return 200, [_answer_for(one, options.label) for one in inputs]
 
 
-def _answer_for(text: str) -> list[dict[str, object]]:
+def _answer_for(text: str, label: str) -> list[dict[str, object]]:
     if text.startswith("words "):
         return [{**_entry("NOUN", 2), "word": word} for word in text.split()]
-    return [_entry("positive", 2), _entry("negative", 2)]
+    return [_entry(label, 2), _entry("negative", 2)]
 
 
 def _entry(label: str, n: int) -> dict[str, object]:
@@ -117,6 +125,9 @@ def main() -> None:
     parser.add_argument("--error-every", type=int, default=0)
     parser.add_argument("--status", type=int, default=503)
     parser.add_argument("--die-after", type=int, default=0)
+    parser.add_argument("--reset-every", type=int, default=0)
+    parser.add_argument("--authorization", default="")
+    parser.add_argument("--label", default="positive")
     asyncio.run(_serve(parser.parse_args()))
 
 

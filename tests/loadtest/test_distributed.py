@@ -45,6 +45,21 @@ def test_the_web_ui_shows_a_run_of_the_command(tmp_path):
     assert report_of(tmp_path / "out")["servers"][0]["loads"][0]["answered"] > 250
 
 
+def test_stop_in_the_web_ui_ends_the_load_with_what_was_measured(tmp_path):
+    port = free_port()
+    load = {"shape": "constant", "rate_per_s": 50, "seconds": 60, "warm_up_s": 0}
+    with fake() as server:
+        scenario = write_scenario(tmp_path, server.url, load)
+        process = start(scenario, tmp_path / "out", "--web-port", str(port))
+        until(lambda: _requests(port) > 100, "it shows requests")
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/stop", timeout=10).close()
+        _, errors = process.communicate(timeout=40)
+    assert process.returncode == 3
+    assert "fake: constant was stopped in the web UI after" in errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert one["answered"] > 80
+
+
 def test_plain_locust_runs_headless_with_a_master_and_two_workers(tmp_path):
     port, results = str(free_port()), tmp_path / "stats"
     with fake(delay_ms=10) as server:

@@ -2,6 +2,7 @@
 
 import signal
 
+import psutil
 import pytest
 
 from muxserve.bench.server import free_port
@@ -37,7 +38,7 @@ def test_a_server_that_dies_midway_ends_the_run_soon(tmp_path):
     with fake(die_after=300) as server:
         code, _, errors = run(write_scenario(tmp_path, server.url, LOAD, LOAD), tmp_path / "out")
     assert code == 3
-    assert "fake stopped answering" in errors
+    assert "fake: constant: the server stopped answering" in errors
     report = report_of(tmp_path / "out")
     (one,) = report["servers"][0]["loads"]  # the second load is not tried
     assert one["answered"] == pytest.approx(300, abs=40)
@@ -87,3 +88,78 @@ def test_thresholds_decide_the_exit_code(tmp_path, rules, code):
         False,
         *([True] if code else []),
     ]
+
+
+SEARCH = {"shape": "search", "start_per_s": 50, "step_s": 8, "warm_up_s": 0, "max_steps": 4}
+
+
+def test_ctrl_c_in_a_search_keeps_its_steps(tmp_path):
+    search = {**SEARCH, "step_s": 3}
+    with fake() as server:
+        process = start(write_scenario(tmp_path, server.url, search), tmp_path / "out")
+        until(lambda: server.counts().get("200", 0) > 250, "the second step is under way")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    first, second = one["steps"]
+    assert (first["rate_per_s"], first["passed"]) == (50, True)
+    assert (second["rate_per_s"], second["passed"]) == (100, False)
+    assert one["highest_rate_per_s"] == 50
+    assert "within target" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_server_that_dies_in_a_search_ends_it(tmp_path):
+    with fake(die_after=500) as server:
+        code, _, errors = run(write_scenario(tmp_path, server.url, SEARCH), tmp_path / "out")
+    assert code == 3
+    assert "the server stopped answering" in errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert one["highest_rate_per_s"] == 50
+    assert len(one["steps"]) == 2
+
+
+def test_a_server_that_dies_in_the_last_seconds_is_noticed(tmp_path):
+    load = {**LOAD, "seconds": 5}
+    with fake(die_after=300) as server:
+        code, _, errors = run(write_scenario(tmp_path, server.url, load), tmp_path / "out")
+    assert code == 3, errors
+    assert "the server stopped answering" in errors
+
+
+def test_sigterm_ends_everything_and_keeps_what_was_measured(tmp_path):
+    with fake() as server:
+        process = start(write_scenario(tmp_path, server.url, LOAD), tmp_path / "out")
+        until(lambda: server.counts().get("200", 0) > 250, "it is loaded")
+        (locust,) = psutil.Process(process.pid).children()
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not locust.is_running()
+    assert report_of(tmp_path / "out")["servers"][0]["loads"][0]["answered"] > 100
+
+
+def test_a_load_generator_that_is_killed_leaves_what_it_counted(tmp_path):
+    with fake() as server:
+        process = start(write_scenario(tmp_path, server.url, LOAD), tmp_path / "out")
+        until(lambda: server.counts().get("200", 0) > 350, "it is loaded")
+        (locust,) = psutil.Process(process.pid).children()
+        locust.kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "Locust ended with -9 before its job" in errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert one["answered"] > 100
+    assert one["interrupted_at_s"] < 20
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    with fake() as server:
+        code, _, errors = run(write_scenario(tmp_path, server.url, LOAD), tmp_path / "file")
+        counts = server.counts()
+    assert code == 2
+    assert errors.startswith("error: --out ")
+    assert counts == {}

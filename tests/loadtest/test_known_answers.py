@@ -68,3 +68,59 @@ def test_a_search_finds_the_capacity(tmp_path):
     assert tried[0] == (100, True)
     assert (400, True) not in tried
     assert one["highest_rate_per_s"] in (100, 150, 200)
+
+
+def test_a_request_that_was_dropped_is_an_error_and_is_not_sent_again(tmp_path):
+    load = {"shape": "constant", "rate_per_s": 100, "seconds": 4, "warm_up_s": 0}
+    with fake(reset_every=10) as server:
+        code, _, errors = run(write_scenario(tmp_path, server.url, load), tmp_path / "out")
+        counts = server.counts()
+    assert code == 0, errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert counts["reset"] > 20
+    assert one["errors"] == {"connection": counts["reset"]}
+    assert one["answered"] == counts["200"]
+    assert one["requests"] == sum(counts.values())
+
+
+def test_a_share_of_the_capacity_is_in_requests_where_each_has_many_texts(tmp_path):
+    loads = [
+        {"shape": "saturate", "clients": 60, "seconds": 4, "warm_up_s": 1},
+        {"shape": "constant", "of_capacity": 0.5, "seconds": 4, "warm_up_s": 0},
+    ]
+    with fake(delay_ms=200, at_once=20) as server:
+        scenario = write_scenario(
+            tmp_path, server.url, *loads, requests="texts", texts_per_request=8
+        )
+        code, _, errors = run(scenario, tmp_path / "out")
+    assert code == 0, errors
+    saturated, half = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert saturated["texts_per_s"] == pytest.approx(8 * 100, rel=0.05)
+    assert half["offered_per_s"] == pytest.approx(50, rel=0.25)
+
+
+def test_labels_that_a_server_never_gives_are_no_accuracy(tmp_path):
+    with fake(label="sports") as server:
+        load = {"shape": "constant", "rate_per_s": 50, "seconds": 2, "warm_up_s": 0}
+        code, output, errors = run(write_scenario(tmp_path, server.url, load), tmp_path / "out")
+    assert code == 0, errors
+    report = report_of(tmp_path / "out")
+    assert report["servers"][0]["loads"][0]["accuracy"] is None
+    assert "No accuracy: the server's labels (sports) are none of those of the texts" in output
+
+
+def test_headers_are_sent_everywhere_and_told_nowhere(tmp_path):
+    secret = "Bearer abc123"
+    load = {"shape": "constant", "rate_per_s": 50, "seconds": 2, "warm_up_s": 0}
+    with fake(authorization=secret) as server:
+        headers = {"authorization": secret}
+        scenario = write_scenario(tmp_path, server.url, load, headers=headers)
+        code, output, errors = run(scenario, tmp_path / "out", "--json")
+    assert code == 0, errors
+    (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
+    assert one["errors"] == {}
+    assert one["agreement_with_n1"] == 1
+    assert one["occupancy"] is not None
+    for file in (tmp_path / "out").iterdir():
+        assert "abc123" not in file.read_text(), file.name
+    assert "abc123" not in output

@@ -129,9 +129,9 @@ def test_the_verdict_compares_elastic_and_the_first_under_the_same_load(report):
     first.append(load(480, p99_ms=9000.0, errors={"503": 7800}, **burst))
     elastic.append(load(720, p99_ms=240.0, mean_num_instances=5.5, accuracy=0.79, **burst))
     assert (
-        "Under the same 'burst' of 720 texts per second elastic has a p99 of 240 ms, a mean N of "
-        "5.5, 79.0 % accuracy, 0 errors; N=1 a p99 of 9,000 ms, a mean N of 1.0, 80.0 % accuracy, "
-        "7,800 errors."
+        "Under the same 'burst' of 720 requests per second elastic has a p99 of 240 ms, "
+        "a mean N of 5.5, 79.0 % accuracy, 0 errors; N=1 a p99 of 9,000 ms, a mean N of 1.0, "
+        "80.0 % accuracy, 7,800 errors."
     ) in verdict(report)
     elastic[-1]["offered_per_s"] = 900.0
     assert "Under the same" not in verdict(report)
@@ -156,7 +156,12 @@ def test_files_can_be_read_again(report, tmp_path):
     assert read_report(folder) == read_report(folder / "report.json") == report
     with (folder / "summary.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["server"], row["texts_per_s"]) for row in rows][1] == ("N=5", "300.0")
+    second = rows[1]
+    assert (second["server"], second["texts_per_s"], second["gain_over_first"]) == (
+        "N=5",
+        "300.0",
+        "3.0",
+    )
     with (folder / "timeline.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
 
@@ -165,18 +170,26 @@ def test_files_can_be_read_again(report, tmp_path):
     ("rule", "failed"),
     [
         ("p99_ms > 200", False),
-        ("p99_ms >= 9", True),
+        ("p99_ms >= 20", True),
         ("accuracy < 0.78", True),
         ("elastic: accuracy < 0.78", False),
         ("errors > 0", True),
         ("N=1: errors > 0", False),
         ("N=5: gain_over_first < 2.9", False),
-        ("gain_over_first < 1.5", True),
+        ("gain_over_first < 1.5", False),  # the first server's own is none
+        ("gain_over_first < 2.9", True),
+        ("N=1/saturate: p99_ms > 10", False),  # latencies of 'saturate' are those of its own line
+        ("elastic/saturate: p99_ms > 8", True),
+        ("elastic/constant: p99_ms > 15", True),
+        ("constant_is_no_server/constant: p99_ms > 15", True),
         ("highest_rate_per_s < 5", True),  # no search: cannot be checked
         ("nobody: p99_ms > 1", True),
     ],
 )
 def test_thresholds(report, rule, failed):
+    for server in report["servers"]:
+        constant = {"shape": {"shape": "constant"}, "offered_per_s": 50.0, "p99_ms": 20.0}
+        server["loads"].append(load(50, **constant))
     (result,) = check(report, [parse_threshold(rule)])
     assert result["failed"] is failed
     assert bool(result["where"]) is failed
@@ -188,16 +201,36 @@ def test_a_threshold_that_cannot_be_read_is_a_mistake(rule):
         parse_threshold(rule)
 
 
+def test_rates_that_were_only_offered_are_no_gain(report):
+    for server in report["servers"]:
+        constant = {"shape": {"shape": "constant"}, "offered_per_s": 50.0}
+        server["loads"] = [load(50, **constant)]
+    assert gains(report) == {}
+    said = verdict(report)
+    assert "times as many" not in said
+    assert "Under the same 'constant' of 50 requests per second N=5 has" in said
+    assert "Accuracy under load" in page(report)
+
+
+def test_the_gain_of_a_search_is_in_texts(report):
+    for server, rate in zip(report["servers"], (160, 480, 320), strict=True):
+        server["loads"] = [
+            load(rate, shape={"shape": "search"}, highest_rate_per_s=rate / 16, steps=[])
+        ]
+    assert gains(report) == {"N=1": 1.0, "N=5": 3.0, "elastic": 2.0}
+
+
 def test_two_reports_beside_each_other(report, tmp_path):
     other = copy.deepcopy(report)
     other["servers"][0]["loads"][0]["texts_per_s"] = 150.0
     other["environment"]["cores"] = "4"
     del other["servers"][2]
+    report["servers"][0]["spec"], other["servers"][0]["spec"] = {"replicas": 1}, {"replicas": 2}
     compared = compare(report, other)
     rates = {r["server"]: r["ratio"] for r in compared["rows"] if r["figure"] == "texts_per_s"}
     assert rates == {"N=1": 1.5, "N=5": 1.0}
     assert compared["only_in_a"] == ["elastic, saturate"]
-    assert compared["differences"] == ["environment.cores: 2 / 4"]
+    assert compared["differences"] == ["environment.cores: 2 / 4", "N=1.replicas: 1 / 2"]
     assert ("N=1", "saturate", "texts_per_s", "100.0", "150.0", "1.50") in as_rows(compared)
 
     write_report(report, tmp_path / "a")

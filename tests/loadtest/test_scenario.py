@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from muxserve.loadtest.scenario import ScenarioError, TextsSpec, read_scenario
+from muxserve.loadtest.scenario import ScenarioError, ServerSpec, TextsSpec, read_scenario
 from muxserve.loadtest.texts import load_texts
 from muxserve.loadtest.variation import at_url, lengthened
 
@@ -97,3 +98,24 @@ def test_a_scenario_is_varied_from_the_command_line(tmp_path):
     assert [one.url for one in scenario.servers] == ["http://127.0.0.1:1"]
     assert scenario.load[0].duration_s == pytest.approx(3)
     assert scenario.load[0].warm_up_s == pytest.approx(0.2)
+
+
+def test_opinions_have_no_labels_for_a_family_of_others():
+    known = load_texts(TextsSpec(count=20), 0, labels=["negative", "positive"])
+    assert all(one.label for one in known)
+    assert not any(one.label for one in load_texts(TextsSpec(count=20), 0, labels=["NOUN"]))
+
+
+def test_a_label_of_a_file_that_the_family_does_not_have_is_named(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("text,label\nfine,1\n")
+    spec = TextsSpec(source="file", file=file, label_field="label")
+    assert load_texts(spec, 0)[0].label == "1"
+    with pytest.raises(ScenarioError, match="'label' has '1', which is no label of the family"):
+        load_texts(spec, 0, labels=["negative", "positive"])
+
+
+@pytest.mark.parametrize("url", ["http://host:99999", "ftp://host", "http://", "http://host:x"])
+def test_a_url_that_is_none_is_a_mistake(url):
+    with pytest.raises(ValidationError, match="expected http://host:port"):
+        ServerSpec(name="x", url=url)

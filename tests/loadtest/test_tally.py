@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.loadtest.search import highest_rate
+from muxserve.loadtest.search import highest_rate, passes, search_row
 from muxserve.loadtest.shapes import Burst, Constant, Diurnal, Search, arrivals_s
 from muxserve.loadtest.tally import Second, Tally, bucket_of, quantile_s
 
@@ -81,17 +81,37 @@ def test_arrivals_follow_the_rate_and_several_users_share_it(shape):
 def test_a_search_closes_in_on_the_capacity(capacity):
     search = Search(shape="search", start_per_s=100, max_steps=12)
 
-    def probe(rate):
-        late = rate > capacity
-        return {"p99_ms": 500 if late else 50, "error_rate": 0, "under_way_at_end": 0}
+    tried = []
 
-    best, steps = highest_rate(search, probe)
-    assert best == pytest.approx(capacity, rel=0.05)
-    assert len(steps) <= 12
+    def passes_at(rate):
+        tried.append(rate)
+        return rate <= capacity
+
+    assert highest_rate(search, passes_at) == pytest.approx(capacity, rel=0.05)
+    assert len(tried) <= 12
 
 
-def test_a_step_with_errors_or_with_requests_left_does_not_pass():
+@pytest.mark.parametrize(
+    "bad",
+    [{"error_rate": 0.01}, {"under_way_at_end": 3}, {"p99_ms": None}, {"interrupted_at_s": 2},
+     {"died_at_s": 2}],
+    ids=lambda bad: next(iter(bad)),
+)  # fmt: skip
+def test_a_step_with_errors_or_that_is_not_whole_does_not_pass(bad):
     search = Search(shape="search", start_per_s=100, max_steps=2)
-    for bad in ({"error_rate": 0.01}, {"under_way_at_end": 3}, {"p99_ms": None}):
-        step = {"p99_ms": 5, "error_rate": 0, "under_way_at_end": 0, **bad}
-        assert highest_rate(search, lambda rate, step=step: step)[0] is None
+    good = {"p99_ms": 5, "error_rate": 0, "under_way_at_end": 0}
+    assert passes(search, good)
+    assert not passes(search, {**good, **bad})
+
+
+def test_the_row_of_a_search_is_its_best_step():
+    search = Search(shape="search")
+    steps = [
+        {"rate_per_s": rate, "passed": passed, "texts_per_s": rate - 1, "timeline": []}
+        for rate, passed in ((100, True), (200, False), (150, True))
+    ]
+    row = search_row(search, steps)
+    assert (row["highest_rate_per_s"], row["texts_per_s"]) == (150, 149)
+    assert [one["rate_per_s"] for one in row["steps"]] == [100, 200, 150]
+    row = search_row(search, steps[1:2])
+    assert row["highest_rate_per_s"] is None
