@@ -69,7 +69,7 @@ class FakeServer:
     async def _classify(self, path: str, request: dict[str, object]) -> tuple[int, object]:
         options = self._options
         if "max_num_instances" in request:  # asked before the load, and not part of it
-            return 200, [[_entry(options.label, 1)] for _ in request["inputs"]]
+            return 200, [_answer_for(one, options.label, 1) for one in request["inputs"]]
         self._asked += 1
         number = self._asked
         if options.reset_every and number % options.reset_every == 0:
@@ -98,10 +98,10 @@ class FakeServer:
         return 200, [_answer_for(one, options.label) for one in inputs]
 
 
-def _answer_for(text: str, label: str) -> list[dict[str, object]]:
+def _answer_for(text: str, label: str, n: int = 2) -> list[dict[str, object]]:
     if text.startswith("words "):
-        return [{**_entry("NOUN", 2), "word": word} for word in text.split()]
-    return [_entry(label, 2), _entry("negative", 2)]
+        return [{**_entry("NOUN", n), "word": word} for word in text.split()]
+    return [_entry(label, n), _entry("negative", n)]
 
 
 def _entry(label: str, n: int) -> dict[str, object]:

@@ -52,12 +52,12 @@ def test_stop_in_the_web_ui_ends_the_load_with_what_was_measured(tmp_path):
         scenario = write_scenario(tmp_path, server.url, load)
         process = start(scenario, tmp_path / "out", "--web-port", str(port))
         until(lambda: _requests(port) > 100, "it shows requests")
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/stop", timeout=10).close()
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/stop", b"", timeout=10).close()
         _, errors = process.communicate(timeout=40)
     assert process.returncode == 3
     assert "fake: constant was stopped in the web UI after" in errors
     (one,) = report_of(tmp_path / "out")["servers"][0]["loads"]
-    assert one["answered"] > 80
+    assert one["answered"] > 30  # of the whole seconds
 
 
 def test_plain_locust_runs_headless_with_a_master_and_two_workers(tmp_path):
