@@ -1,11 +1,11 @@
-"""What a server says of itself while it is loaded: N, occupancy, line and processor time."""
+"""What a server says of itself while it is loaded: occupancy, line and processor time."""
 
 import http.client
 import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 PERIOD_S = 1.0
@@ -20,7 +20,6 @@ class Look:
         cpu_s: processor seconds of its processes; NaN where they are not known.
         slots, filled: slots of all batches, and those with a text.
         waiting: texts in line.
-        by_width: texts computed at each N.
     """
 
     unix_s: float
@@ -28,7 +27,6 @@ class Look:
     slots: int = 0
     filled: int = 0
     waiting: int = 0
-    by_width: dict[int, int] = field(default_factory=dict)
 
 
 class Watch:
@@ -71,10 +69,6 @@ class Watch:
             if not math.isnan(cpu_s) and self._stats is None:
                 self.looks.append(Look(now, cpu_s))
             return
-        by_width: dict[int, int] = {}
-        for engine in engines:
-            for n, texts in engine["texts_by_num_instances"].items():
-                by_width[int(n)] = by_width.get(int(n), 0) + texts
         self.looks.append(
             Look(
                 now,
@@ -82,7 +76,6 @@ class Watch:
                 sum(one["slots"] for one in engines),
                 sum(one["filled_slots"] for one in engines),
                 sum(one["waiting"] for one in engines),
-                by_width,
             )
         )
 
