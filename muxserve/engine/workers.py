@@ -211,8 +211,8 @@ class Workers:
                 self._line.gather(1 if not waiting else float("inf"), wakes)
                 continue
             decision = decide(
-                [entry.length for entry in waiting],
-                [text.length for step in running for text in step.batch.texts],
+                waiting,
+                [text for step in running for text in step.batch.texts],
                 self._times,
                 self._widths,
                 self._target_s,
