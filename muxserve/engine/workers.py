@@ -69,10 +69,14 @@ class Workers:
         self._planning = threading.Lock()
         # Guards the counters and the times too.
         self._state = threading.Condition()
+        # By thread: what ``_next`` and the counters take to run, until its last forward has ended;
+        # and the texts that a thread took out of the line, until all of them are settled.
         self._running: dict[int, Step] = {}
+        self._taken: dict[int, Sequence[Entry]] = {}
         self._ended = False
         self._failure: BaseException | None = None
         self._ready = threading.Event()
+        self._good_row = np.zeros(0, dtype=np.int64)
         self._threads: list[threading.Thread] = []
 
     def start(
@@ -83,7 +87,7 @@ class Workers:
         Raises:
             Exception: whatever made the first forwards fail.
         """
-
+        self._good_row = np.full(self._times.lengths[0], pad_id, dtype=np.int64)
         for index in range(self._executor.in_flight):
             thread = threading.Thread(
                 target=self._thread,
@@ -148,10 +152,11 @@ class Workers:
         try:
             if self._failure is None:
                 self._serve(index)
-        except BaseException:
+        except BaseException as error:
             # Nobody may wait for a thread that is gone; the health check tells who looks.
             log.exception("a forward thread ended by an error")
-            self._abort(NotReady("the engine stopped by an internal error"))
+            known = isinstance(error, NotReady)
+            self._abort(error if known else NotReady("the engine stopped by an internal error"))
         finally:
             if index == 0:
                 with self._state:
@@ -185,6 +190,7 @@ class Workers:
                 step = self._next(first=index == 0)
             if step is not None:
                 self._run(step.batch, alone=step.alone)
+                self._taken.pop(threading.get_ident())
                 with self._state:
                     self._running.pop(threading.get_ident(), None)
                 self._line.wake()
@@ -227,6 +233,7 @@ class Workers:
                 waiting, decision.num_instances, self._times, self._widths, decision.max_groups
             )
             self._line.take(batch.texts)
+            self._taken[threading.get_ident()] = batch.texts
             alone = (
                 self._executor.spreads
                 and not running
@@ -243,30 +250,35 @@ class Workers:
             return step
 
     def _abort(self, outcome: MuxserveError) -> None:
-        """Close the line, and tell everyone who waits for it or for this thread's batch."""
+        """Close the line, and tell everyone who waits for it or for what this thread took."""
         self._line.abort(outcome)
         with self._state:
-            own = self._running.pop(threading.get_ident(), None)
+            self._running.pop(threading.get_ident(), None)
         self._line.wake()
-        for entry in own.batch.texts if own else ():
+        for entry in self._taken.pop(threading.get_ident(), ()):
             entry.settle_rest(outcome)
 
-    def _run(self, batch: Plan[Entry], *, alone: bool = False) -> None:
+    def _run(self, batch: Plan[Entry], *, alone: bool = False, last: bool = True) -> None:
+        """Run a batch and settle its texts; in halves where the forward fails.
+
+        Args:
+            batch: what to run.
+            alone: no other forward runs meanwhile.
+            last: this thread runs nothing more of what it took.
+        """
         started = time.perf_counter()
         try:
-            logits = self._executor.run(
-                batch.num_instances, [batch.texts[i].ids for i in batch.slots], alone=alone
-            )
-            if not np.isfinite(logits).all():
-                raise FloatingPointError("the forward gave a score that is not a finite number")
+            rows = [batch.texts[i].ids for i in batch.slots]
+            logits = self._forward(batch.num_instances, rows, alone=alone)
         except Exception as error:
             self._retry_in_halves(batch, error)
             return
         seconds = time.perf_counter() - started
         answers = unplan(logits, batch.slots, len(batch.texts))
         with self._state:
-            # Before anybody is answered: whoever asks again at once finds this thread free.
-            self._running.pop(threading.get_ident(), None)
+            if last:
+                # Before anybody is answered: whoever asks again at once finds this thread free.
+                self._running.pop(threading.get_ident(), None)
             if alone:
                 self._gain.observe(
                     seconds / self._times.predict(batch.num_instances, batch.length, batch.groups)
@@ -285,9 +297,20 @@ class Workers:
             own = row[: entry.length] if self._of_tokens else row
             entry.settle(Prediction(own, batch.num_instances))
 
+    def _forward(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
+        logits = self._executor.run(n, rows, alone=alone)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the forward gave a score that is not a finite number")
+        return logits
+
     def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
-        """Run each half of a failed batch by itself, so that only the culprit fails."""
+        """Run each half of a failed batch by itself, so that only the culprit fails.
+
+        Raises:
+            NotReady: forwards fail whatever the text is.
+        """
         if len(batch.texts) == 1:
+            self._check_forwards(batch.num_instances)
             log.error("the forward failed for one text", exc_info=error)
             with self._state:
                 self._stats.failed += len(batch.texts[0].waiters)
@@ -300,4 +323,19 @@ class Workers:
                 retry = plan(rest, batch.num_instances, self._times, self._widths, self._max_groups)
                 taken = {id(entry) for entry in retry.texts}
                 rest = [entry for entry in rest if id(entry) not in taken]
-                self._run(retry)
+                self._run(retry, last=False)
+
+    def _check_forwards(self, n: int) -> None:
+        """Run a row that was well at warm-up, before a text gets the blame.
+
+        After some errors, most of those of a GPU, every later call of the process fails: then the
+        engine has to end, so that the health check has the replica replaced. Failing fast it would
+        draw requests to itself.
+
+        Raises:
+            NotReady: that row fails too.
+        """
+        try:
+            self._forward(n, [self._good_row] * n)
+        except Exception as error:
+            raise NotReady(f"every forward fails, the engine stopped: {error}") from error

@@ -76,7 +76,8 @@ def test_an_equal_text_that_joins_while_a_batch_is_planned_keeps_its_cap():
     line.take(looked)
     for entry in looked:
         entry.settle(Prediction(np.zeros(2, dtype=np.float32), 10))
-    assert free.wait(0) and as_free.wait(0)
+    assert free.wait(0)
+    assert as_free.wait(0)
     assert strict.outcomes == [None]
     assert [(entry.max_num_instances, entry.waiters) for entry in line.waiting()] == [
         (1, [(strict, 0)])
