@@ -46,7 +46,7 @@ class Load:
     ) -> "Load":
         """Count texts; those that any text may share a group with are quick to count."""
         if not any(map(_CAP, texts)) and _NONE.issuperset(map(_KEY, texts)):
-            return cls.of_lengths(list(map(_LENGTH, texts)), times, widths, behind)
+            return cls._of_lengths(list(map(_LENGTH, texts)), times, widths, behind)
         free: dict[_Alike, int] = {}
         by_key: dict[str, dict[_Alike, int]] = {}
         lengths = {length: times.bucket(length) for length in set(map(_LENGTH, texts))}
@@ -62,7 +62,7 @@ class Load:
         return cls(free, keyed, len(texts), len(texts) + behind)
 
     @classmethod
-    def of_lengths(
+    def _of_lengths(
         cls, lengths: list[int], times: ForwardTimes, widths: Sequence[int], behind: int = 0
     ) -> "Load":
         """Count texts without keys and caps; sorts ``lengths``."""

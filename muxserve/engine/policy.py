@@ -6,7 +6,7 @@ starting. Pure functions: no clock, no model, no state.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from muxserve.engine.load import Load
@@ -35,7 +35,7 @@ class Choice:
 
 
 def choose(
-    lengths: Iterable[int],
+    texts: Collection[Waiting],
     times: ForwardTimes,
     widths: Sequence[int],
     target_s: float,
@@ -49,14 +49,13 @@ def choose(
     much, whatever a noisy measurement says. So a lone text is always served at the narrowest N.
 
     Args:
-        lengths: tokens of each waiting text that was looked at; not empty.
+        texts: each waiting text that was looked at; not empty.
         times: predictions.
         widths: every N that may be chosen, ascending.
         target_s: the latency target.
-        behind: more texts that wait behind those; they are taken to be of the same lengths.
+        behind: more texts that wait behind those; they are taken to be alike.
     """
-    load = Load.of_lengths(list(lengths), times, widths, behind)
-    return _choose(load, times, widths, target_s)
+    return _choose(Load.of(texts, times, widths, behind), times, widths, target_s)
 
 
 def _choose(load: Load, times: ForwardTimes, widths: Sequence[int], target_s: float) -> Choice:

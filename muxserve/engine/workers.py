@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,10 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A planned batch, and whether no other forward runs beside it."""
+    """A planned batch.
+
+    Attributes:
+        batch: what runs.
+        alone: no other forward runs beside it.
+        as_measured: it runs beside as many others as at warm-up, so its time may correct those.
+    """
 
     batch: Plan[Entry]
     alone: bool
+    as_measured: bool
 
 
 class Workers:
@@ -65,6 +73,9 @@ class Workers:
         self._sight = sight(self._widths, max_groups)
         self._of_tokens = of_tokens
         self._gain = SpreadGain()
+        # Forwards that share a device take longer beside each other. Predictions are of a forward
+        # among as many as may run at once, and a line is drained by all of them.
+        self._beside = 0 if executor.spreads else executor.in_flight - 1
         self._stats = EngineStats()
         self._planning = threading.Lock()
         # Guards the counters and the times too.
@@ -170,7 +181,24 @@ class Workers:
             row = np.full(length, pad_id, dtype=np.int64)
             self._executor.run(n, [row] * (n * groups), alone=alone)
 
-        measure(self._times, self._widths, run, budget_s=budget_s, on_progress=on_progress)
+        if self._beside:
+            with ThreadPoolExecutor(self._beside, initializer=self._executor.prepare) as others:
+
+                def run_beside(n: int, length: int, groups: int) -> None:
+                    futures = [others.submit(run, n, length, groups) for _ in range(self._beside)]
+                    run(n, length, groups)
+                    for future in futures:
+                        future.result()
+
+                measure(
+                    self._times,
+                    self._widths,
+                    run_beside,
+                    budget_s=budget_s,
+                    on_progress=on_progress,
+                )
+        else:
+            measure(self._times, self._widths, run, budget_s=budget_s, on_progress=on_progress)
         if self._executor.spreads:
             n, length = self._widths[0], self._times.lengths[0]
             for _ in range(3):  # the first ones start threads
@@ -189,7 +217,7 @@ class Workers:
             with self._planning:
                 step = self._next(first=index == 0)
             if step is not None:
-                self._run(step.batch, alone=step.alone)
+                self._run(step.batch, alone=step.alone, observe=step.as_measured)
                 self._taken.pop(threading.get_ident())
                 with self._state:
                     self._running.pop(threading.get_ident(), None)
@@ -240,7 +268,7 @@ class Workers:
                 and len(batch.texts) == len(waiting)
                 and self._gain.pays()
             )
-            step = Step(batch, alone)
+            step = Step(batch, alone, as_measured=len(running) >= self._beside)
             planned_s = time.perf_counter()
             with self._state:
                 self._running[threading.get_ident()] = step
@@ -258,12 +286,20 @@ class Workers:
         for entry in self._taken.pop(threading.get_ident(), ()):
             entry.settle_rest(outcome)
 
-    def _run(self, batch: Plan[Entry], *, alone: bool = False, last: bool = True) -> None:
+    def _run(
+        self,
+        batch: Plan[Entry],
+        *,
+        alone: bool = False,
+        observe: bool = False,
+        last: bool = True,
+    ) -> None:
         """Run a batch and settle its texts; in halves where the forward fails.
 
         Args:
             batch: what to run.
             alone: no other forward runs meanwhile.
+            observe: whether its time may correct what is predicted.
             last: this thread runs nothing more of what it took.
         """
         started = time.perf_counter()
@@ -283,7 +319,7 @@ class Workers:
                 self._gain.observe(
                     seconds / self._times.predict(batch.num_instances, batch.length, batch.groups)
                 )
-            else:
+            elif observe:
                 self._times.observe(batch.num_instances, batch.length, batch.groups, seconds)
             self._stats.count(
                 batch.num_instances,

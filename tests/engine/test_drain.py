@@ -43,7 +43,7 @@ def test_an_empty_line_takes_no_time():
 
 def test_texts_that_allow_every_width_drain_as_the_policy_predicts_at_the_widest():
     line = [Text(20)] * 200 + [Text(60)] * 31
-    predicted = choose([text.length for text in line], TIMES, [5], 0).drain_s
+    predicted = choose(line, TIMES, [5], 0).drain_s
     assert widest_drain_s(line, TIMES, WIDTHS) == pytest.approx(predicted)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.engine.policy import DRAIN_SHARE, choose, decide
+from muxserve.engine import policy
+from muxserve.engine.policy import DRAIN_SHARE, Choice, decide
 from muxserve.engine.slots import plan
 from tests.engine.simulated_times import linear_times
 
@@ -33,6 +34,11 @@ TEXTS = st.lists(
     min_size=1,
     max_size=200,
 )
+
+
+def choose(lengths: list[int], *args, **options) -> Choice:
+    """For texts without keys and caps."""
+    return policy.choose([Text(length) for length in lengths], *args, **options)
 
 
 def test_a_lone_text_is_served_at_one():

@@ -9,7 +9,7 @@ import torch
 
 from muxserve import Engine
 from muxserve.engine.config import EngineConfig
-from muxserve.engine.forward import TorchExecutor
+from muxserve.engine.forward import TorchExecutor, default_in_flight, make_executor
 from muxserve.engine.request import Prediction, Request, RequestOptions
 from muxserve.errors import ForwardFailed, NotReady
 from muxserve.models.family import Family
@@ -376,6 +376,48 @@ def test_texts_with_a_key_each_are_served_at_one(family, recorder):
         recorder.open.set()
         assert all(request.wait(BOUND_S) for request in requests)
     assert {request.outcomes[0].num_instances for request in requests} == {1}
+
+
+class Shared(Recorder):
+    """Forwards of two threads share what computes, as on a GPU; only the seconds are made up."""
+
+    PER_FORWARD_S = 0.002
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family, threads=1)
+        assert (self.in_flight, self.spreads) == (2, False)
+        self.device = threading.Lock()
+
+    def run(self, n, rows, *, alone=False):
+        with self.device:
+            time.sleep(self.PER_FORWARD_S)
+            return super().run(n, rows, alone=alone)
+
+
+def test_where_forwards_share_a_device_the_warm_up_runs_them_beside_each_other(family):
+    shared = Shared(family)
+    with Engine(family, EngineConfig(warm_up_s=0.3), executor=shared) as engine:
+        warmed_up = {name for _, _, name in shared.seen}
+        assert len(warmed_up) == 2, "a thread beside the first one"
+        # Two forwards, one after the other on the device, take this long; so each is said to.
+        assert engine.times.predict(1, 16, 1) > 2 * Shared.PER_FORWARD_S
+        before = engine.times.predict(1, 16, 1)
+        for _ in range(20):
+            engine.classify(["good"])
+        assert engine.times.predict(1, 16, 1) == before, "a lone one says nothing of two"
+
+
+def test_a_gpu_has_two_forwards_in_flight_whatever_the_number_of_cpu_threads():
+    assert [default_in_flight("cuda", threads) for threads in (1, 2, 8)] == [2, 2, 2]
+    assert [default_in_flight("cpu", threads) for threads in (1, 2, 8)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(("threads", "set_to", "expected"), [(1, None, 1), (2, None, 2), (1, 3, 3)])
+def test_an_executor_runs_as_many_at_once_as_is_set_or_as_suits_the_device(
+    family, threads, set_to, expected
+):
+    made = make_executor(family, "torch", threads=threads, in_flight=set_to)
+    assert made.in_flight == expected
 
 
 def test_closing_serves_what_waits_behind_both_forwards(family):
