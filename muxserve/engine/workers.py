@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +19,8 @@ from muxserve.engine.policy import decide, widest_drain_s, work_s
 from muxserve.engine.request import Prediction
 from muxserve.engine.slots import Plan, plan, sight, unplan
 from muxserve.engine.stats import EngineStats
-from muxserve.engine.times import ForwardTimes, SpreadGain, measure
+from muxserve.engine.times import ForwardTimes, SpreadGain
+from muxserve.engine.warmup import good_row, measured_beside, warm_up
 from muxserve.errors import ForwardFailed, MuxserveError, NotReady
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,7 @@ class Workers:
         self._sight = sight(self._widths, max_groups)
         self._of_tokens = of_tokens
         self._gain = SpreadGain()
-        # Forwards that share a device take longer beside each other. Predictions are of a forward
-        # among as many as may run at once, and a line is drained by all of them.
-        self._beside = 0 if executor.spreads else executor.in_flight - 1
+        self._beside = measured_beside(executor)
         self._stats = EngineStats()
         self._planning = threading.Lock()
         # Guards the counters and the times too.
@@ -98,7 +96,7 @@ class Workers:
         Raises:
             Exception: whatever made the first forwards fail.
         """
-        self._good_row = np.full(self._times.lengths[0], pad_id, dtype=np.int64)
+        self._good_row = good_row(self._times, pad_id)
         for index in range(self._executor.in_flight):
             thread = threading.Thread(
                 target=self._thread,
@@ -152,7 +150,16 @@ class Workers:
         try:
             self._executor.prepare()
             if index == 0:
-                self._warm_up(pad_id, budget_s, on_progress)
+                spread = warm_up(
+                    self._executor,
+                    self._times,
+                    self._widths,
+                    pad_id,
+                    budget_s=budget_s,
+                    on_progress=on_progress,
+                )
+                if spread is not None:
+                    self._gain.start(spread)
         except BaseException as error:
             self._failure = error
             self._line.close()
@@ -166,46 +173,13 @@ class Workers:
         except BaseException as error:
             # Nobody may wait for a thread that is gone; the health check tells who looks.
             log.exception("a forward thread ended by an error")
-            known = isinstance(error, NotReady)
-            self._abort(error if known else NotReady("the engine stopped by an internal error"))
+            internal = NotReady("the engine stopped by an internal error")
+            self._abort(error if isinstance(error, NotReady) else internal)
         finally:
             if index == 0:
                 with self._state:
                     self._ended = True
                     self._state.notify_all()
-
-    def _warm_up(
-        self, pad_id: int, budget_s: float, on_progress: Callable[[float], None] | None
-    ) -> None:
-        def run(n: int, length: int, groups: int, alone: bool = False) -> None:
-            row = np.full(length, pad_id, dtype=np.int64)
-            self._executor.run(n, [row] * (n * groups), alone=alone)
-
-        if self._beside:
-            with ThreadPoolExecutor(self._beside, initializer=self._executor.prepare) as others:
-
-                def run_beside(n: int, length: int, groups: int) -> None:
-                    futures = [others.submit(run, n, length, groups) for _ in range(self._beside)]
-                    run(n, length, groups)
-                    for future in futures:
-                        future.result()
-
-                measure(
-                    self._times,
-                    self._widths,
-                    run_beside,
-                    budget_s=budget_s,
-                    on_progress=on_progress,
-                )
-        else:
-            measure(self._times, self._widths, run, budget_s=budget_s, on_progress=on_progress)
-        if self._executor.spreads:
-            n, length = self._widths[0], self._times.lengths[0]
-            for _ in range(3):  # the first ones start threads
-                started = time.perf_counter()
-                run(n, length, 1, alone=True)
-                seconds = time.perf_counter() - started
-            self._gain.start(seconds / self._times.predict(n, length, 1))
 
     def _serve(self, index: int) -> None:
         while True:
