@@ -72,9 +72,9 @@ def plan(
     """Plan the next batch: the oldest text always goes, with the neighbours that pay.
 
     Of the runs of near lengths around the oldest text the one that wastes least is taken; where
-    texts have different isolation keys, of the runs of groups of one key. A text
-    that caps N is served at its cap when it is the oldest, and until then only joins batches that
-    are no wider than it allows.
+    texts have different isolation keys, of the runs of groups of one key each. A text that caps N
+    is served at its cap when it is the oldest, and until then only joins batches that are no wider
+    than it allows.
 
     Args:
         waiting: the texts that wait, oldest first; not empty.
@@ -89,7 +89,7 @@ def plan(
     fitting.sort(key=lambda w: w.length)
     lengths = [w.length for w in fitting]
     alone_s = _alone_s(lengths, n, times)
-    if all(w.isolation_key == oldest.isolation_key for w in fitting):
+    if len({w.isolation_key for w in fitting}) == 1:
         position = next(i for i, w in enumerate(fitting) if w is oldest)
         start, end = _window(lengths, alone_s, position, n, n, times, max_groups)
         chosen = fitting[start : end + 1]
