@@ -61,8 +61,8 @@ class EngineConfig(BaseModel):
         None,
         ge=1,
         le=16,
-        description="Forwards that run at once; by default 2, and 1 with a single CPU thread. On a "
-        "CPU each has its part of the threads, and a lone one has all.",
+        description="Forwards that run at once; by default 2, and 1 on a CPU with a single thread. "
+        "On a CPU each has its part of the threads, and a lone one has all.",
     )
     warm_up_s: float = Field(
         5.0, gt=0, description="Seconds after which measuring forward times at start gives way."

@@ -66,7 +66,7 @@ class Engine:
             family,
             self.config.runtime,
             threads=threads,
-            in_flight=self.config.forwards_in_flight or min(2, threads),
+            in_flight=self.config.forwards_in_flight,
         )
         self.in_flight = executor.in_flight
         self._line = Line(self.config.max_waiting_texts)

@@ -77,7 +77,8 @@ class Executor(Protocol):
 
     Attributes:
         in_flight: forwards that run at once.
-        spreads: whether a forward that runs alone can take the cores of the others.
+        spreads: whether a forward that runs alone can take the cores of the others. Where it
+            cannot, forwards that run at once share all that there is, such as a GPU.
     """
 
     in_flight: int
@@ -98,12 +99,36 @@ class Executor(Protocol):
         """
 
 
-def make_executor(family: Family, runtime: str, *, threads: int, in_flight: int) -> Executor:
+def default_in_flight(device: str, threads: int) -> int:
+    """Forwards that run at once where the settings do not say.
+
+    A GPU is given its next forward while it computes one, however few CPU threads there are. On a
+    CPU a forward without a thread of its own would only slow down the other.
+
+    Args:
+        device: type of what computes, as torch names it: ``cpu``, ``cuda``.
+        threads: CPU threads.
+    """
+    return 2 if device != "cpu" else min(2, threads)
+
+
+def make_executor(
+    family: Family, runtime: str, *, threads: int, in_flight: int | None = None
+) -> Executor:
     """What runs the forwards of a family that ``load_to_serve`` loaded for this ``runtime``.
+
+    Args:
+        family: which.
+        runtime: ``torch`` or ``openvino``.
+        threads: CPU threads of all forwards together.
+        in_flight: forwards that run at once; by default what suits the device.
 
     Raises:
         InvalidInput: the runtime is not installed.
     """
+    if in_flight is None:
+        device = next(iter(family.models.values())).device.type
+        in_flight = default_in_flight(device, threads)
     if runtime == "openvino":
         from muxserve.engine.openvino import OpenVinoExecutor  # an optional extra
 

@@ -1,8 +1,8 @@
 """The waiting line: requests come in from any thread, the engine's thread takes texts out.
 
-Equal texts that wait together are one entry; cancelled and expired ones leave before they can take
-a slot. One lock guards everything here; no one else holds its state. Any thread may join, one at a
-time takes out.
+Equal texts that wait together, of one isolation key and cap on N, are one entry; cancelled and
+expired ones leave before they can take a slot. One lock guards everything here; no one else holds
+its state. Any thread may join, one at a time takes out.
 """
 
 import threading
@@ -15,6 +15,9 @@ import numpy as np
 from muxserve.engine.request import Outcome, Request
 from muxserve.errors import DeadlineExceeded, MuxserveError, NotReady, Overloaded
 
+#: Token ids, isolation key, cap on N.
+_Key = tuple[bytes, str | None, int | None]
+
 
 @dataclass(eq=False, slots=True)
 class Entry:
@@ -22,25 +25,28 @@ class Entry:
 
     Attributes:
         ids: [length] token ids.
-        isolation_key: texts with different keys never share a group (or an entry).
+        isolation_key: texts with different keys never share a group.
+        max_num_instances: widest N that may serve it. It never changes: a batch is planned while
+            others join.
         waiters: (request, index of the text in it) of everyone who waits for it.
-        width_limit: widest N that all of them allow.
         joined_s: when it came, on ``time.perf_counter()``'s clock.
+        length: tokens.
     """
 
     ids: np.ndarray
     isolation_key: str | None
+    max_num_instances: int | None
     waiters: list[tuple[Request, int]]
-    width_limit: int | None
     joined_s: float = field(default_factory=time.perf_counter)
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.ids)
 
     @property
-    def length(self) -> int:
-        return len(self.ids)
-
-    @property
-    def max_num_instances(self) -> int | None:
-        return self.width_limit
+    def key(self) -> "_Key":
+        """What is equal of everybody who waits for it."""
+        return self.ids.tobytes(), self.isolation_key, self.max_num_instances
 
     def settle(self, outcome: Outcome) -> None:
         """Give everyone who waits the same outcome."""
@@ -68,7 +74,7 @@ class Line:
         self.expired = 0
         self.cancelled = 0
         self._max_texts = max_texts
-        self._entries: dict[tuple[bytes, str | None], Entry] = {}
+        self._entries: dict[_Key, Entry] = {}
         self._texts = 0
         self._open = True
         self._changed = threading.Condition()
@@ -101,18 +107,12 @@ class Line:
             self.joined += len(request.tokens)
             options = request.options
             for index, tokens in enumerate(request.tokens):
-                key = tokens.ids.tobytes(), options.isolation_key
+                key = tokens.ids.tobytes(), options.isolation_key, options.max_num_instances
                 entry = self._entries.get(key)
                 if entry is None:
-                    self._entries[key] = Entry(
-                        tokens.ids,
-                        options.isolation_key,
-                        [(request, index)],
-                        options.max_num_instances,
-                    )
+                    self._entries[key] = Entry(tokens.ids, *key[1:], [(request, index)])
                 else:
                     entry.waiters.append((request, index))
-                    entry.width_limit = _narrower(entry.width_limit, options.max_num_instances)
             if len(self._entries) >= self._wanted:
                 self._changed.notify()
 
@@ -173,7 +173,7 @@ class Line:
         """Remove entries that are about to run."""
         with self._changed:
             for entry in entries:
-                self._entries.pop((entry.ids.tobytes(), entry.isolation_key))
+                self._entries.pop(entry.key)
                 self._texts -= len(entry.waiters)
 
     def close(self) -> None:
@@ -201,7 +201,7 @@ class Line:
         """The oldest entries that somebody wants, and what was taken out on the way to them."""
         wanted: list[Entry] = []
         dropped: list[tuple[Request, int, Outcome]] = []
-        gone: list[tuple[bytes, str | None]] = []
+        gone: list[_Key] = []
         for key, entry in self._entries.items():
             if len(wanted) == most:
                 break
@@ -219,11 +219,6 @@ class Line:
                     kept.append((request, index))
             if len(kept) < len(entry.waiters):
                 entry.waiters = kept
-                entry.width_limit = None
-                for request, _ in kept:
-                    entry.width_limit = _narrower(
-                        entry.width_limit, request.options.max_num_instances
-                    )
             if kept:
                 wanted.append(entry)
             else:
@@ -232,7 +227,3 @@ class Line:
             del self._entries[key]
         self._texts -= len(dropped)
         return wanted, dropped
-
-
-def _narrower(a: int | None, b: int | None) -> int | None:
-    return b if a is None else a if b is None else min(a, b)

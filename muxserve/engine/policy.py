@@ -1,16 +1,15 @@
 """Which N: the smallest whose predicted drain time of the line meets the latency target.
 
-In: the lengths of the texts that wait and of those in forwards that run, the forward times, the
-target. Out: N, the most groups of the batch, and how many texts make it worth starting. Pure
-functions: no clock, no model, no state.
+In: length, cap on N and isolation key of the texts that wait and of those in forwards that run, the
+forward times, the target. Out: N, the most groups of the batch, and how many texts make it worth
+starting. Pure functions: no clock, no model, no state.
 """
 
-import bisect
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from muxserve.engine.load import Load
 from muxserve.engine.slots import Waiting, allowed_width
 from muxserve.engine.times import ForwardTimes
 
@@ -36,7 +35,7 @@ class Choice:
 
 
 def choose(
-    lengths: Iterable[int],
+    texts: Collection[Waiting],
     times: ForwardTimes,
     widths: Sequence[int],
     target_s: float,
@@ -50,29 +49,25 @@ def choose(
     much, whatever a noisy measurement says. So a lone text is always served at the narrowest N.
 
     Args:
-        lengths: tokens of each waiting text that was looked at; not empty.
+        texts: each waiting text that was looked at; not empty.
         times: predictions.
         widths: every N that may be chosen, ascending.
         target_s: the latency target.
-        behind: more texts that wait behind those; they are taken to be of the same lengths.
+        behind: more texts that wait behind those; they are taken to be alike.
     """
-    ordered = sorted(lengths)
-    share = (len(ordered) + behind) / len(ordered)
-    ends = [bisect.bisect_right(ordered, bucket) for bucket in times.lengths]
-    starts = [0, *ends[:-1]]
-    buckets = {
-        bucket: math.ceil((end - start) * share)
-        for bucket, start, end in zip(times.lengths, starts, ends, strict=True)
-        if end > start
-    }
+    return _choose(Load.of(texts, times, widths, behind), times, widths, target_s)
+
+
+def _choose(load: Load, times: ForwardTimes, widths: Sequence[int], target_s: float) -> Choice:
     choices: list[Choice] = []
     fewest = math.inf
     for n in widths:
-        groups = sum(-(-texts // n) for texts in buckets.values())
+        needed = load.groups(n)
+        groups = sum(needed.values())
         if choices and groups >= fewest:
             continue
         fewest = groups
-        choice = Choice(n, drain_s(buckets, times, n))
+        choice = Choice(n, _drain_s(needed, times))
         if choice.drain_s <= target_s:
             return choice
         choices.append(choice)
@@ -97,8 +92,8 @@ class Decision:
 
 
 def decide(
-    waiting: Sequence[int],
-    running: Sequence[int],
+    waiting: Sequence[Waiting],
+    running: Sequence[Waiting],
     times: ForwardTimes,
     widths: Sequence[int],
     target_s: float,
@@ -112,9 +107,13 @@ def decide(
     Texts that other forwards hold count as load too: in a closed loop their senders come back. And
     where forwards run at once, none takes more than its share, or the others would idle.
 
+    Groups are counted as the planner makes them: each isolation key has groups of its own, and a
+    text that caps N takes a slot of a group that is no wider than it allows. So an N that would
+    only leave more slots free is not chosen. The oldest text goes next, so N is at most its cap.
+
     Args:
-        waiting: tokens of each text that waits, oldest first; not empty.
-        running: tokens of each text in the forwards that run now.
+        waiting: each text that waits, oldest first; not empty.
+        running: each text in the forwards that run now.
         times: predictions for a forward beside ``in_flight - 1`` others.
         widths: every N that may be chosen, ascending.
         target_s: texts are to be answered within this time.
@@ -122,28 +121,18 @@ def decide(
         max_groups: most groups of a forward.
         behind: texts that wait behind ``waiting``, where the line is too long to look at.
     """
-    budget_s = DRAIN_SHARE * target_s * in_flight
-    n = choose([*waiting, *running], times, widths, budget_s, behind=behind).num_instances
-    share = -(-(len(waiting) + behind + len(running)) // in_flight)
-    groups = min(max_groups, -(-share // n))
+    load = Load.of([*waiting, *running], times, widths, behind)
+    oldest = waiting[0]
+    n = _choose(load, times, widths, DRAIN_SHARE * target_s * in_flight).num_instances
+    n = allowed_width(n, oldest.max_num_instances, widths)
+    needed, filled = load.batches(n)
+    groups = min(max_groups, -(-needed // in_flight))
     if not running:
         return Decision(n, groups, 1)
-    good = min(groups, times.best_groups(n, waiting[0])) * n
+    good = min(groups, times.best_groups(n, oldest.length)) * filled
+    share = -(-load.total // in_flight)
     # Half of a good batch starts: what comes back from the others is never all there at once.
-    return Decision(n, groups, min(share, max(n, -(-good // 2))))
-
-
-def drain_s(buckets: Mapping[int, int], times: ForwardTimes, n: int) -> float:
-    """Predicted seconds to serve ``buckets`` (length bucket -> texts) at N=n, in good batches."""
-    total = 0.0
-    for length, texts in buckets.items():
-        groups = -(-texts // n)
-        size = times.best_groups(n, length)
-        full, rest = divmod(groups, size)
-        total += full * times.predict(n, length, size)
-        if rest:
-            total += times.predict(n, length, rest)
-    return total
+    return Decision(n, groups, min(share, max(filled, -(-good // 2))))
 
 
 def widest_drain_s(texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]) -> float:
@@ -151,31 +140,36 @@ def widest_drain_s(texts: Iterable[Waiting], times: ForwardTimes, widths: Sequen
 
     One forward after another; what is left of the line once width is all spent.
     """
-    return sum(
-        drain_s(buckets, times, n) for n, buckets in _at_widest(texts, times, widths).items()
-    )
+    return _drain_s(Load.of(list(texts), times, widths).groups(widths[-1]), times)
 
 
 def work_s(texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]) -> float:
     """Seconds that texts take among many others: of each, its slot of a good batch.
 
-    Unlike a drain time it has no half-empty batches: a lone text counts as one slot.
+    Unlike a drain time it has no half-empty batches: a lone text counts as one slot. Where texts
+    have an isolation key the slots that the key's texts leave free are nobody else's, so they
+    count whole groups.
     """
+    load = Load.of(list(texts), times, widths)
+    slots = {(n, length): count / n for (length, n), count in load.free.items()}
     total = 0.0
-    for n, buckets in _at_widest(texts, times, widths).items():
-        for length, count in buckets.items():
-            groups = times.best_groups(n, length)
-            total += count * times.predict(n, length, groups) / (groups * n)
+    for needed in (slots, load.groups_of_keys(widths[-1])):
+        for (n, length), groups in needed.items():
+            good = times.best_groups(n, length)
+            total += groups * times.predict(n, length, good) / good
     return total
 
 
-def _at_widest(
-    texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]
-) -> dict[int, Counter[int]]:
-    """How many texts there are of each length bucket, by the widest N that they allow."""
-    found: dict[int, Counter[int]] = {}
-    alike = Counter((text.length, text.max_num_instances) for text in texts)
-    for (length, cap), count in alike.items():
-        n = allowed_width(widths[-1], cap, widths)
-        found.setdefault(n, Counter())[times.bucket(length)] += count
-    return found
+def _drain_s(groups: Mapping[tuple[int, int], int], times: ForwardTimes) -> float:
+    """Predicted seconds of groups, counted by N and length bucket, in good batches."""
+    total = 0.0
+    for (n, length), count in groups.items():
+        if count == 1:  # every look at a short line
+            total += times.predict(n, length, 1)
+            continue
+        size = times.best_groups(n, length)
+        full, rest = divmod(count, size)
+        total += full * times.predict(n, length, size)
+        if rest:
+            total += times.predict(n, length, rest)
+    return total

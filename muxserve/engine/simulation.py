@@ -228,8 +228,8 @@ class _Simulation:
         while line and len(own) < settings.in_flight:
             waiting = list(islice(line, self._sight))
             decision = decide(
-                [text.length for text in waiting],
-                [text.length for batch in own for text in batch.texts],
+                waiting,
+                [text for batch in own for text in batch.texts],
                 times,
                 settings.widths,
                 settings.target_s,

@@ -71,9 +71,10 @@ def plan(
 ) -> Plan[W]:
     """Plan the next batch: the oldest text always goes, with the neighbours that pay.
 
-    Of the runs of near lengths around the oldest text the one that wastes least is taken. A text
-    that caps N is served at its cap when it is the oldest, and until then only joins batches that
-    are no wider than it allows.
+    Of the runs of near lengths around the oldest text the one that wastes least is taken; where
+    texts have different isolation keys, of the runs of groups of one key each. A text that caps N
+    is served at its cap when it is the oldest, and until then only joins batches that are no wider
+    than it allows.
 
     Args:
         waiting: the texts that wait, oldest first; not empty.
@@ -86,10 +87,23 @@ def plan(
     n = allowed_width(n, oldest.max_num_instances, widths)
     fitting = [w for w in waiting if w.max_num_instances is None or w.max_num_instances >= n]
     fitting.sort(key=lambda w: w.length)
-    position = next(i for i, w in enumerate(fitting) if w is oldest)
-    start, end = _window([w.length for w in fitting], position, n, times, max_groups)
-    chosen = fitting[start : end + 1]
-    return _group(chosen, oldest, n, max_groups)
+    lengths = [w.length for w in fitting]
+    alone_s = _alone_s(lengths, n, times)
+    if len({w.isolation_key for w in fitting}) == 1:
+        position = next(i for i, w in enumerate(fitting) if w is oldest)
+        start, end = _window(lengths, alone_s, position, n, n, times, max_groups)
+        chosen = fitting[start : end + 1]
+        return _fill(n, [chosen[i : i + n] for i in range(0, len(chosen), n)])
+    # A run of near lengths would hold a few texts of each key, in groups that are not full. So
+    # each key's texts are cut into groups first, and the run is one of groups.
+    groups = _cut(fitting, n)
+    lengths = [fitting[group[-1]].length for group in groups]
+    worth = np.array([alone_s[group].sum() for group in groups])
+    position = next(
+        i for i, group in enumerate(groups) if any(fitting[place] is oldest for place in group)
+    )
+    start, end = _window(lengths, worth, position, 1, n, times, max_groups)
+    return _fill(n, [[fitting[place] for place in group] for group in groups[start : end + 1]])
 
 
 def allowed_width(n: int, cap: int | None, widths: Sequence[int]) -> int:
@@ -107,27 +121,34 @@ def sight(widths: Sequence[int], max_groups: int) -> int:
 
 
 def _window(
-    lengths: Sequence[int], oldest: int, n: int, times: ForwardTimes, max_groups: int
+    lengths: Sequence[int],
+    alone_s: np.ndarray,
+    oldest: int,
+    per_group: int,
+    n: int,
+    times: ForwardTimes,
+    max_groups: int,
 ) -> tuple[int, int]:
     """First and last index of the run of near lengths around ``oldest`` that wastes least.
 
-    A run is worth what its texts would cost in batches of their own lengths, over what it costs
-    padded to its longest. So few groups of near lengths beat many that pad more, and a long text
-    takes long neighbours with it and not the short ones, which another batch serves for less. Runs
-    before, around and behind the oldest text are tried.
+    A run is worth what its texts would cost in batches of their own lengths (``alone_s`` of each),
+    over what it costs padded to its longest. So few groups of near lengths beat many that pad more,
+    and a long text takes long neighbours with it and not the short ones, which another batch serves
+    for less. Runs before, around and behind the oldest text are tried. A run is of texts, of which
+    ``per_group`` make a group, or of whole groups.
     """
-    worth = np.concatenate([[0.0], np.cumsum(_alone_s(lengths, n, times))])
-    most = min(max_groups, -(-len(lengths) // n), times.best_groups(n, lengths[oldest]))
+    worth = np.concatenate([[0.0], np.cumsum(alone_s)])
+    most = min(max_groups, -(-len(lengths) // per_group), times.best_groups(n, lengths[oldest]))
     best, best_share = (oldest, oldest), 0.0
     sizes = {max(1, most >> halving) for halving in range(_HALVINGS + 1)}
     # Without the texts that would only begin one more group: it would cost as much as a full one.
-    sizes.add(max(1, min(most, len(lengths) // n)))
+    sizes.add(max(1, min(most, len(lengths) // per_group)))
     for groups in sorted(sizes):
-        texts = min(groups * n, len(lengths))
-        lowest, highest = max(0, oldest - texts + 1), min(oldest, len(lengths) - texts)
+        places = min(groups * per_group, len(lengths))
+        lowest, highest = max(0, oldest - places + 1), min(oldest, len(lengths) - places)
         for step in range(_POSITIONS + 1):
             first = lowest + (highest - lowest) * step // _POSITIONS
-            last = first + texts - 1
+            last = first + places - 1
             share = (worth[last + 1] - worth[first]) / times.predict(n, lengths[last], groups)
             if share > best_share:
                 best, best_share = (first, last), share
@@ -143,21 +164,35 @@ def _alone_s(lengths: Sequence[int], n: int, times: ForwardTimes) -> np.ndarray:
     return np.interp(lengths, times.lengths, costs)
 
 
-def _group(chosen: Sequence[W], oldest: W, n: int, max_groups: int) -> Plan[W]:
-    """Cut each isolation key's texts, sorted by length, into groups; the oldest's key first."""
-    by_key: dict[str | None, list[W]] = {oldest.isolation_key: []}
-    for text in chosen:
-        by_key.setdefault(text.isolation_key, []).append(text)
+def _cut(texts: Sequence[Waiting], n: int) -> list[list[int]]:
+    """Places of the texts in groups of one key each, by the longest of each group.
+
+    Longest first, so that a group that is not full is one of short texts.
+
+    Args:
+        texts: by length.
+        n: most texts of a group.
+    """
+    by_key: dict[str | None, list[int]] = {}
+    for place, text in enumerate(texts):
+        by_key.setdefault(text.isolation_key, []).append(place)
+    groups = [
+        places[max(0, end - n) : end]
+        for places in by_key.values()
+        for end in range(len(places), 0, -n)
+    ]
+    groups.sort(key=lambda group: group[-1])
+    return groups
+
+
+def _fill(n: int, groups: Sequence[Sequence[W]]) -> Plan[W]:
+    """The plan of groups; texts of a group that is not full are repeated in its free slots."""
     texts: list[W] = []
     slots: list[int] = []
-    for members in by_key.values():
-        groups = [members[i : i + n] for i in range(0, len(members), n)]
-        # Where keys make more groups than fit, the one with the oldest text must be among them.
-        groups.sort(key=lambda group: oldest not in group)
-        for group in groups[: max_groups - len(slots) // n]:
-            first = len(texts)
-            texts += group
-            slots += [first + i % len(group) for i in range(n)]
+    for group in groups:
+        first = len(texts)
+        texts += group
+        slots += [first + i % len(group) for i in range(n)]
     return Plan(n, texts, slots)
 
 

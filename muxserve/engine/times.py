@@ -92,7 +92,8 @@ class ForwardTimes:
 
     def best_groups(self, n: int, length: int) -> int:
         """The fewest groups that reach nearly the best texts per second at this N and length."""
-        rates = [g / self._at_bucket(n, self.bucket(length), g) for g in self.groups]
+        bucket = self.bucket(length)
+        rates = [g / self._at_bucket(n, bucket, g) for g in self.groups]
         enough = GOOD_ENOUGH * max(rates)
         return next(g for g, rate in zip(self.groups, rates, strict=True) if rate >= enough)
 

@@ -19,7 +19,8 @@ from muxserve.engine.policy import decide, widest_drain_s, work_s
 from muxserve.engine.request import Prediction
 from muxserve.engine.slots import Plan, plan, sight, unplan
 from muxserve.engine.stats import EngineStats
-from muxserve.engine.times import ForwardTimes, SpreadGain, measure
+from muxserve.engine.times import ForwardTimes, SpreadGain
+from muxserve.engine.warmup import good_row, measured_beside, warm_up
 from muxserve.errors import ForwardFailed, MuxserveError, NotReady
 
 log = logging.getLogger(__name__)
@@ -27,10 +28,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A planned batch, and whether no other forward runs beside it."""
+    """A planned batch.
+
+    Attributes:
+        batch: what runs.
+        alone: no other forward runs beside it.
+        as_measured: it runs beside as many others as at warm-up, so its time may correct those.
+    """
 
     batch: Plan[Entry]
     alone: bool
+    as_measured: bool
 
 
 class Workers:
@@ -65,14 +73,19 @@ class Workers:
         self._sight = sight(self._widths, max_groups)
         self._of_tokens = of_tokens
         self._gain = SpreadGain()
+        self._beside = measured_beside(executor)
         self._stats = EngineStats()
         self._planning = threading.Lock()
         # Guards the counters and the times too.
         self._state = threading.Condition()
+        # By thread: what ``_next`` and the counters take to run, until its last forward has ended;
+        # and the texts that a thread took out of the line, until all of them are settled.
         self._running: dict[int, Step] = {}
+        self._taken: dict[int, Sequence[Entry]] = {}
         self._ended = False
         self._failure: BaseException | None = None
         self._ready = threading.Event()
+        self._good_row = np.zeros(0, dtype=np.int64)
         self._threads: list[threading.Thread] = []
 
     def start(
@@ -83,7 +96,7 @@ class Workers:
         Raises:
             Exception: whatever made the first forwards fail.
         """
-
+        self._good_row = good_row(self._times, pad_id)
         for index in range(self._executor.in_flight):
             thread = threading.Thread(
                 target=self._thread,
@@ -137,7 +150,16 @@ class Workers:
         try:
             self._executor.prepare()
             if index == 0:
-                self._warm_up(pad_id, budget_s, on_progress)
+                spread = warm_up(
+                    self._executor,
+                    self._times,
+                    self._widths,
+                    pad_id,
+                    budget_s=budget_s,
+                    on_progress=on_progress,
+                )
+                if spread is not None:
+                    self._gain.start(spread)
         except BaseException as error:
             self._failure = error
             self._line.close()
@@ -148,31 +170,16 @@ class Workers:
         try:
             if self._failure is None:
                 self._serve(index)
-        except BaseException:
+        except BaseException as error:
             # Nobody may wait for a thread that is gone; the health check tells who looks.
             log.exception("a forward thread ended by an error")
-            self._abort(NotReady("the engine stopped by an internal error"))
+            internal = NotReady("the engine stopped by an internal error")
+            self._abort(error if isinstance(error, NotReady) else internal)
         finally:
             if index == 0:
                 with self._state:
                     self._ended = True
                     self._state.notify_all()
-
-    def _warm_up(
-        self, pad_id: int, budget_s: float, on_progress: Callable[[float], None] | None
-    ) -> None:
-        def run(n: int, length: int, groups: int, alone: bool = False) -> None:
-            row = np.full(length, pad_id, dtype=np.int64)
-            self._executor.run(n, [row] * (n * groups), alone=alone)
-
-        measure(self._times, self._widths, run, budget_s=budget_s, on_progress=on_progress)
-        if self._executor.spreads:
-            n, length = self._widths[0], self._times.lengths[0]
-            for _ in range(3):  # the first ones start threads
-                started = time.perf_counter()
-                run(n, length, 1, alone=True)
-                seconds = time.perf_counter() - started
-            self._gain.start(seconds / self._times.predict(n, length, 1))
 
     def _serve(self, index: int) -> None:
         while True:
@@ -184,7 +191,8 @@ class Workers:
             with self._planning:
                 step = self._next(first=index == 0)
             if step is not None:
-                self._run(step.batch, alone=step.alone)
+                self._run(step.batch, alone=step.alone, observe=step.as_measured)
+                self._taken.pop(threading.get_ident())
                 with self._state:
                     self._running.pop(threading.get_ident(), None)
                 self._line.wake()
@@ -211,8 +219,8 @@ class Workers:
                 self._line.gather(1 if not waiting else float("inf"), wakes)
                 continue
             decision = decide(
-                [entry.length for entry in waiting],
-                [text.length for step in running for text in step.batch.texts],
+                waiting,
+                [text for step in running for text in step.batch.texts],
                 self._times,
                 self._widths,
                 self._target_s,
@@ -227,13 +235,14 @@ class Workers:
                 waiting, decision.num_instances, self._times, self._widths, decision.max_groups
             )
             self._line.take(batch.texts)
+            self._taken[threading.get_ident()] = batch.texts
             alone = (
                 self._executor.spreads
                 and not running
                 and len(batch.texts) == len(waiting)
                 and self._gain.pays()
             )
-            step = Step(batch, alone)
+            step = Step(batch, alone, as_measured=len(running) >= self._beside)
             planned_s = time.perf_counter()
             with self._state:
                 self._running[threading.get_ident()] = step
@@ -243,35 +252,48 @@ class Workers:
             return step
 
     def _abort(self, outcome: MuxserveError) -> None:
-        """Close the line, and tell everyone who waits for it or for this thread's batch."""
+        """Close the line, and tell everyone who waits for it or for what this thread took."""
         self._line.abort(outcome)
         with self._state:
-            own = self._running.pop(threading.get_ident(), None)
+            self._running.pop(threading.get_ident(), None)
         self._line.wake()
-        for entry in own.batch.texts if own else ():
+        for entry in self._taken.pop(threading.get_ident(), ()):
             entry.settle_rest(outcome)
 
-    def _run(self, batch: Plan[Entry], *, alone: bool = False) -> None:
+    def _run(
+        self,
+        batch: Plan[Entry],
+        *,
+        alone: bool = False,
+        observe: bool = False,
+        last: bool = True,
+    ) -> None:
+        """Run a batch and settle its texts; in halves where the forward fails.
+
+        Args:
+            batch: what to run.
+            alone: no other forward runs meanwhile.
+            observe: whether its time may correct what is predicted.
+            last: this thread runs nothing more of what it took.
+        """
         started = time.perf_counter()
         try:
-            logits = self._executor.run(
-                batch.num_instances, [batch.texts[i].ids for i in batch.slots], alone=alone
-            )
-            if not np.isfinite(logits).all():
-                raise FloatingPointError("the forward gave a score that is not a finite number")
+            rows = [batch.texts[i].ids for i in batch.slots]
+            logits = self._forward(batch.num_instances, rows, alone=alone)
         except Exception as error:
             self._retry_in_halves(batch, error)
             return
         seconds = time.perf_counter() - started
         answers = unplan(logits, batch.slots, len(batch.texts))
         with self._state:
-            # Before anybody is answered: whoever asks again at once finds this thread free.
-            self._running.pop(threading.get_ident(), None)
+            if last:
+                # Before anybody is answered: whoever asks again at once finds this thread free.
+                self._running.pop(threading.get_ident(), None)
             if alone:
                 self._gain.observe(
                     seconds / self._times.predict(batch.num_instances, batch.length, batch.groups)
                 )
-            else:
+            elif observe:
                 self._times.observe(batch.num_instances, batch.length, batch.groups, seconds)
             self._stats.count(
                 batch.num_instances,
@@ -285,9 +307,20 @@ class Workers:
             own = row[: entry.length] if self._of_tokens else row
             entry.settle(Prediction(own, batch.num_instances))
 
+    def _forward(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
+        logits = self._executor.run(n, rows, alone=alone)
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the forward gave a score that is not a finite number")
+        return logits
+
     def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
-        """Run each half of a failed batch by itself, so that only the culprit fails."""
+        """Run each half of a failed batch by itself, so that only the culprit fails.
+
+        Raises:
+            NotReady: forwards fail whatever the text is.
+        """
         if len(batch.texts) == 1:
+            self._check_forwards(batch.num_instances)
             log.error("the forward failed for one text", exc_info=error)
             with self._state:
                 self._stats.failed += len(batch.texts[0].waiters)
@@ -300,4 +333,19 @@ class Workers:
                 retry = plan(rest, batch.num_instances, self._times, self._widths, self._max_groups)
                 taken = {id(entry) for entry in retry.texts}
                 rest = [entry for entry in rest if id(entry) not in taken]
-                self._run(retry)
+                self._run(retry, last=False)
+
+    def _check_forwards(self, n: int) -> None:
+        """Run a row that was well at warm-up, before a text gets the blame.
+
+        After some errors, most of those of a GPU, every later call of the process fails: then the
+        engine has to end, so that the health check has the replica replaced. Failing fast it would
+        draw requests to itself.
+
+        Raises:
+            NotReady: that row fails too.
+        """
+        try:
+            self._forward(n, [self._good_row] * n)
+        except Exception as error:
+            raise NotReady(f"every forward fails, the engine stopped: {error}") from error

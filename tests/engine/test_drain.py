@@ -27,7 +27,13 @@ class Text:
 
 
 TEXTS = st.lists(
-    st.builds(Text, st.integers(1, 64), st.sampled_from([None, 1, 2, 5])), max_size=100
+    st.builds(
+        Text,
+        st.integers(1, 64),
+        st.sampled_from([None, 1, 2, 5]),
+        st.sampled_from([None, None, "a", "b", "c"]),
+    ),
+    max_size=100,
 )
 
 
@@ -37,7 +43,7 @@ def test_an_empty_line_takes_no_time():
 
 def test_texts_that_allow_every_width_drain_as_the_policy_predicts_at_the_widest():
     line = [Text(20)] * 200 + [Text(60)] * 31
-    predicted = choose([text.length for text in line], TIMES, [5], 0).drain_s
+    predicted = choose(line, TIMES, [5], 0).drain_s
     assert widest_drain_s(line, TIMES, WIDTHS) == pytest.approx(predicted)
 
 
@@ -54,6 +60,33 @@ def test_a_lone_text_is_one_slot_of_work_and_one_forward_of_drain():
         1000 * work_s([Text(20)], TIMES, WIDTHS)
     )
     assert work_s([Text(20)], TIMES, WIDTHS) < TIMES.predict(5, 32, 1) / 2
+
+
+def test_a_key_s_texts_share_groups_with_none_but_each_other():
+    keys = [Text(20, None, str(i)) for i in range(40)]
+    at_one = [Text(20, 1)] * 40
+    assert widest_drain_s(keys, TIMES, WIDTHS) == pytest.approx(
+        widest_drain_s(at_one, TIMES, WIDTHS)
+    ), "a group each, as at N=1"
+    assert work_s(keys, TIMES, WIDTHS) == pytest.approx(work_s(at_one, TIMES, WIDTHS))
+    few = [Text(20, None, str(i % 4)) for i in range(40)]
+    free = [Text(20)] * 40
+    assert widest_drain_s(few, TIMES, WIDTHS) == pytest.approx(widest_drain_s(free, TIMES, WIDTHS))
+    assert work_s(few, TIMES, WIDTHS) == pytest.approx(work_s(free, TIMES, WIDTHS))
+
+
+def test_a_key_s_texts_of_several_lengths_are_one_group_of_the_longest():
+    mixed = [Text(length, None, "a") for length in (10, 20, 60)]
+    assert widest_drain_s(mixed, TIMES, WIDTHS) == TIMES.predict(5, 64, 1)
+
+
+@given(TEXTS)
+def test_keys_never_make_less_of_the_texts(texts):
+    """Of one length: then a group is a group, whoever is in it."""
+    keyed = [Text(20, text.max_num_instances, text.isolation_key) for text in texts]
+    free = [Text(20, text.max_num_instances) for text in texts]
+    assert widest_drain_s(keyed, TIMES, WIDTHS) >= widest_drain_s(free, TIMES, WIDTHS) - 1e-12
+    assert work_s(keyed, TIMES, WIDTHS) >= work_s(free, TIMES, WIDTHS) - 1e-12
 
 
 @given(TEXTS, TEXTS)

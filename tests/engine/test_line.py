@@ -57,15 +57,31 @@ def test_equal_texts_of_different_isolation_keys_stay_apart():
     assert len(line.waiting()) == 2
 
 
-def test_a_shared_text_is_served_no_wider_than_the_strictest_waiter_allows():
+def test_equal_texts_of_different_caps_stay_apart():
     line = Line(10)
-    strict = request([1], max_num_instances=2)
-    line.join(request([1]), 1)
+    for cap in (None, 2, 5, 2):
+        line.join(request([1], max_num_instances=cap), 1)
+    assert [entry.max_num_instances for entry in line.waiting()] == [None, 2, 5]
+    assert line.texts == 4
+
+
+def test_an_equal_text_that_joins_while_a_batch_is_planned_keeps_its_cap():
+    line = Line(10)
+    free, strict, as_free = request([1]), request([1], max_num_instances=1), request([1])
+    line.join(free, 1)
+    looked = line.waiting()
+    assert [entry.max_num_instances for entry in looked] == [None], "so any N is planned for it"
     line.join(strict, 1)
-    line.join(request([1], max_num_instances=5), 1)
-    assert line.waiting()[0].max_num_instances == 2
-    strict.cancel()
-    assert line.waiting()[0].max_num_instances == 5
+    line.join(as_free, 1)
+    line.take(looked)
+    for entry in looked:
+        entry.settle(Prediction(np.zeros(2, dtype=np.float32), 10))
+    assert free.wait(0)
+    assert as_free.wait(0)
+    assert strict.outcomes == [None]
+    assert [(entry.max_num_instances, entry.waiters) for entry in line.waiting()] == [
+        (1, [(strict, 0)])
+    ]
 
 
 def test_a_request_that_does_not_fit_is_refused_whole():

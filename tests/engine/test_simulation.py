@@ -86,6 +86,33 @@ def test_elastic_holds_a_load_that_n_of_one_cannot():
     assert simulate(texts, TIMES, served_by([1], count=5)).quantile_s(0.99) < 0.05
 
 
+def test_texts_with_a_key_each_are_served_as_well_and_as_fast_as_at_n_of_one():
+    """Too many for the target at any N: width would only repeat each text in its own group."""
+
+    def served(widths, in_flight):
+        texts = [
+            SimulatedText(at.arrival_s, at.length, None, str(number))
+            for number, at in enumerate(poisson_arrivals([Phase(3000, 1)], [20, 40]))
+        ]
+        settings = served_by(widths, target_s=0.001, in_flight=in_flight)
+        return simulate(texts, TIMES, settings)
+
+    for in_flight in (1, 2):
+        elastic, narrow = (served(widths, in_flight) for widths in ([1, 2, 5], [1]))
+        assert elastic.mean_num_instances == 1
+        assert elastic.seconds == pytest.approx(narrow.seconds)
+
+
+def test_texts_that_allow_only_one_fill_their_forwards():
+    def served(widths):
+        texts = [SimulatedText(0.0, 20, 1) for _ in range(41)]
+        return simulate(texts, TIMES, served_by(widths, target_s=1e-6, in_flight=2))
+
+    elastic, narrow = served([1, 2, 5]), served([1])
+    assert elastic.mean_num_instances == 1
+    assert elastic.seconds == pytest.approx(narrow.seconds)
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.integers(3, 64)), min_size=1, max_size=80),
     st.integers(1, 3),

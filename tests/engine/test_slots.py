@@ -104,6 +104,21 @@ def test_all_whole_groups_go_and_not_only_half_of_them():
     assert len(batch.texts) == 20
 
 
+def test_each_key_s_texts_fill_their_groups_although_others_are_nearer_in_length():
+    texts = [Text(10 + i // 10, None, "abcdefghij"[i % 10]) for i in range(100)]
+    batch = plan(texts, 5, linear_times(fixed=1e-4), WIDTHS, 8)
+    assert batch.groups > 1
+    assert len(batch.texts) == 5 * batch.groups, "no slot is filled twice"
+
+
+def test_a_group_of_a_key_that_is_not_full_is_one_of_its_short_texts():
+    texts = [Text(length, None, key) for length in (10, 20, 30) for key in "ab"]
+    batch = plan(texts, 2, TIMES, WIDTHS, 8)
+    groups = [batch.slots[i : i + 2] for i in range(0, len(batch.slots), 2)]
+    lengths = [sorted({batch.texts[i].length for i in group}) for group in groups]
+    assert sorted(lengths) == [[10], [10], [20, 30], [20, 30]]
+
+
 def test_free_slots_repeat_the_texts_of_their_group():
     batch = plan_for([Text(10), Text(11), Text(12)], 5)
     assert batch.slots == [0, 1, 2, 0, 1]

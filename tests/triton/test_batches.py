@@ -84,6 +84,13 @@ def test_texts_of_different_keys_never_share_a_group():
             assert len({int(row[1]) % 2 for row in group}) == 1
 
 
+def test_texts_with_a_key_each_are_not_repeated_in_wide_groups():
+    made, forward = filler(latency_target_ms=0.001)
+    line = [text(1, i + 1, isolation_key=str(i)) for i in range(40)]
+    list(made.answer(line))
+    assert {n for n, _ in forward.batches} == {1}
+
+
 def test_equal_texts_are_computed_once():
     made, forward = filler()
     equal = [text(1, 2, 3) for _ in range(7)]

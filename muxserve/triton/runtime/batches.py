@@ -74,8 +74,7 @@ class SlotFiller:
         waiting = _line(texts)
         widths, target_s = self._facts.widths, self._tuning.latency_target_ms / 1000
         while waiting:
-            lengths = (entry.length for entry in waiting)
-            choice = choose(lengths, self.times, widths, target_s)
+            choice = choose(waiting, self.times, widths, target_s)
             batch = self._plan(waiting, choice.num_instances)
             waiting = _without(waiting, batch.texts)
             self._run(batch)
