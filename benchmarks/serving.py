@@ -6,7 +6,9 @@
 
 One text per request, texts of 5 to 60 words. Clients, in a process of their own, and servers share
 this machine's cores. Peers serve a plain BERT of the same size, each from an environment of its
-own, in the same run. Every figure in the JSON's flat ``summary`` comes from this run.
+own, in the same run. The offline ceiling runs torch whatever is served, as the peers do; the bare
+forward beside a lone client runs in the runtime that is served. Every figure in the JSON's flat
+``summary`` comes from this run.
 """
 
 import argparse
@@ -33,10 +35,11 @@ from muxserve.bench.server import HOST, RunningServer, free_port, running_muxser
 from muxserve.bench.serving_report import as_markdown, plot, summary
 from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import available_cores
-from muxserve.engine.forward import TorchExecutor, load_to_serve
+from muxserve.engine.forward import load_to_serve, make_executor
 from muxserve.engine.tokens import TextEncoder
 from muxserve.models.family import Family, resolve
 from muxserve.models.precision import fastest_dtype
+from muxserve.serving.config import ServeConfig
 
 TEXTS = 2000
 #: Texts of the offline loop; all 2,000 of the base size take minutes at N=1.
@@ -135,7 +138,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
         "mean_tokens": float(np.mean([len(row) for row in rows])),
         "dtype": str(family.models[1].dtype).removeprefix("torch."),
         "offline": offline,
-        "bare_forward_p50_ms": bare_forward_ms(family, rows[:200]),
+        "bare_forward_p50_ms": bare_forward_ms(path, options.settings, rows[:200]),
         "ours": {},
         "variants": {},
         "peers": {},
@@ -192,19 +195,26 @@ def measure_variant(
         return {"failed": str(error).splitlines()[-1][:200]}
 
 
-def bare_forward_ms(family: Family, rows: Sequence[np.ndarray]) -> float:
-    """Median milliseconds of a forward of one text at N=1 with every core."""
-    executor = TorchExecutor(
-        family.models,
-        pad_id=family.pad_id,
-        padded_length=family.padded_length,
-        threads=available_cores(),
+def bare_forward_ms(path: Path, settings: Sequence[str], rows: Sequence[np.ndarray]) -> float:
+    """Median milliseconds of a forward of one text at N=1, in the runtime and number format that
+    are served, as the engine runs a text that is alone: on every core."""
+    values = dict(setting.split("=", 1) for setting in settings)
+    config = ServeConfig.model_validate({"family": str(path), **values}).engine
+    threads = config.torch_threads or available_cores()
+    family = load_to_serve(path, config.dtype, [1], runtime=config.runtime)
+    executor = make_executor(
+        family,
+        config.runtime,
+        threads=threads,
+        in_flight=config.forwards_in_flight or min(2, threads),
     )
     executor.prepare()
+    for row in rows[:3]:  # the first ones start threads
+        executor.run(1, [row], alone=True)
     seconds = []
     for row in rows:
         started = time.perf_counter()
-        executor.run(1, [row])
+        executor.run(1, [row], alone=True)
         seconds.append(time.perf_counter() - started)
     return 1000 * float(np.median(seconds))
 

@@ -31,6 +31,34 @@ def test_plan_says_how_many_replicas_each_n_needs(tiny_family, forward_times, tm
     assert "elastic over time" in shown
 
 
+def test_what_is_shed_has_no_latency_and_the_json_stays_json(tiny_family, tmp_path):
+    """One replica that takes a second a forward, asked for far more than its line holds."""
+    seconds = [
+        {"num_instances": n, "length": length, "seconds": [1.0]}
+        for n in (1, 2, 5)
+        for length in (8, 32)
+    ]
+    times = tmp_path / "times.json"
+    table = {"lengths": [8, 32], "groups": [1], "seconds": seconds}
+    times.write_text(
+        json.dumps({"family": "tiny", "machine": {}, "in_flight": 1, **table}), encoding="utf-8"
+    )
+    options = ["plan", "--family", str(tiny_family), "--times", str(times), "--max-replicas", "1"]
+    done = muxserve(*options, "--rate", "6000:1", "--json")
+    assert done.returncode == 0, done.stderr
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is not JSON")
+
+    plans = json.loads(done.stdout, parse_constant=refuse)["plans"]
+    assert plans[0]["shed"] > 0
+    assert plans[0]["p99_ms"] is None
+    assert plans[0]["p50_ms"] > 0
+    row = muxserve(*options, "--rate", "6000:1").stdout.splitlines()[2]
+    assert "(not enough)" in row
+    assert " - " in row
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -58,7 +58,7 @@ class Burst:
 def measure_burst(
     server: RunningServer, shape: Burst, quality: Mapping[int, float]
 ) -> dict[str, Any]:
-    """Put a burst on a server; quantiles, refusals, and everything over time.
+    """Put a burst on a server; quantiles of what was served, refusals, and everything over time.
 
     Args:
         server: one that is ready.

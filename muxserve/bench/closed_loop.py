@@ -24,9 +24,12 @@ Load = Callable[[], "Coroutine[Any, Any, LoadResult]"]
 class LoadResult:
     """What the clients saw between the end of the warm-up and the end.
 
+    A refusal takes a millisecond, so a server that refuses half would seem twice as quick: times
+    and N are of what was answered with 200, and the rest is counted by status.
+
     Attributes:
         seconds: length of the measured time.
-        latencies_s: of every answered request.
+        latencies_s: of every request answered with 200.
         answered_s: when each was answered, from the end of the warm-up, in the same order.
         statuses: answers by HTTP status; 0 for a connection that failed.
         num_instances: answers by the N that served them.
@@ -50,7 +53,7 @@ class LoadResult:
         return self.statuses[200] / self.seconds
 
     def quantile_ms(self, q: float) -> float:
-        """Latency quantile in milliseconds; NaN without any answer."""
+        """Latency quantile in milliseconds of what was answered with 200; NaN without any."""
         if not self.latencies_s:
             return float("nan")
         ordered = sorted(self.latencies_s)
@@ -169,6 +172,8 @@ def _note(
 ) -> None:
     if start <= now < end:
         result.statuses[status] += 1
+        if status != 200:
+            return
         result.latencies_s.append(now - sent)
         result.answered_s.append(now - start)
         result.widths.append(width)

@@ -1,6 +1,7 @@
 """``muxserve plan``: how many replicas a load needs at each N, by simulation."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,11 @@ def plan(
             for row in rows
         ],
     }  # fmt: skip
-    typer.echo(json.dumps(report, indent=2) if as_json else _as_text(report, bool(cost_per_hour)))
+    typer.echo(
+        json.dumps(report, indent=2, allow_nan=False)
+        if as_json
+        else _as_text(report, bool(cost_per_hour))
+    )
 
 
 @dataclass(frozen=True)
@@ -139,21 +144,26 @@ class Row:
     quality: float | None
 
     def summary(self) -> dict[str, Any]:
-        """The figures of this row, and N over time."""
+        """The figures of this row, and N over time; a quantile that was shed is None."""
         one = self.simulated
         return {
             "num_instances": self.choice,
             "replicas": self.replicas,
             "meets_target": self.meets_target,
-            "mean_num_instances": one.mean_num_instances,
-            "p50_ms": 1000 * one.quantile_s(0.5),
-            "p99_ms": 1000 * one.quantile_s(0.99),
+            "mean_num_instances": _finite(one.mean_num_instances),
+            "p50_ms": _finite(1000 * one.quantile_s(0.5)),
+            "p99_ms": _finite(1000 * one.quantile_s(0.99)),
             "shed": one.shed,
             "utilization": one.busy_s / one.seconds / self.forwards if one.seconds else 0.0,
             "occupancy": one.filled_slots / one.slots if one.slots else 1.0,
             "quality": self.quality,
             "timeline": _timeline(one),
         }
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can say: infinity and NaN are no numbers there."""
+    return value if math.isfinite(value) else None
 
 
 def parse_rate(rate: str) -> "list[Phase]":
@@ -278,15 +288,14 @@ def _as_text(report: dict[str, Any], priced: bool) -> str:
     header = ["N", "replicas", "p50 ms", "p99 ms", "mean N", "busy", "quality"]
     rows = [tuple([*header, "cost/hour", "cost/1M texts"] if priced else header)]
     for one in report["plans"]:
-        quality = "-" if one["quality"] is None else f"{one['quality']:.1%}"
         row = [
             one["num_instances"],
             f"{one['replicas']}{'' if one['meets_target'] else ' (not enough)'}",
-            f"{one['p50_ms']:.0f}",
-            f"{one['p99_ms']:.0f}",
-            f"{one['mean_num_instances']:.1f}",
+            _or_dash(one["p50_ms"], ".0f"),
+            _or_dash(one["p99_ms"], ".0f"),
+            _or_dash(one["mean_num_instances"], ".1f"),
             f"{one['utilization']:.0%}",
-            quality,
+            _or_dash(one["quality"], ".1%"),
         ]
         if priced:
             row += [f"{one['cost_per_hour']:.2f}", f"{one['cost_per_million_texts']:.2f}"]
@@ -311,6 +320,10 @@ def _as_text(report: dict[str, Any], priced: bool) -> str:
         ]
         lines.append(table(timeline))
     return "\n".join(lines)
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _texts(file: Path) -> list[str]:

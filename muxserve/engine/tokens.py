@@ -10,6 +10,10 @@ from muxserve.errors import InvalidInput, MuxserveError, TextTooLong
 from muxserve.models.family import Family
 from muxserve.models.words import word_spans
 
+#: One text of up to so many characters is quicker without the batch call's thread pool; a longer
+#: one is not, and the batch call lets other threads run meanwhile, which the other does not.
+_SHORT_CHARACTERS = 2000
+
 
 class TextEncoder:
     """Tokenizes for one family. Safe to share between threads."""
@@ -37,7 +41,7 @@ class TextEncoder:
         """Token ids of each text.
 
         Raises:
-            InvalidInput: for a text without content.
+            InvalidInput: for a text without content, or one that has no UTF-8.
             TextTooLong: for a text over ``max_length`` tokens when ``truncate`` is false.
         """
         (encoded,) = self.encode_each([(texts, truncate)])
@@ -53,50 +57,69 @@ class TextEncoder:
         Args:
             requests: texts, and whether those that are too long are cut.
         """
-        outcomes = [_empty_text(one) for one, _ in requests]
-        texts = [
-            text
-            for (one, _), refused in zip(requests, outcomes, strict=True)
-            if refused is None
-            for text in one
-        ]
-        # One text is quicker without the batch call's thread pool.
-        if len(texts) == 1:
-            encodings = iter([self._whole.encode(texts[0])])
-        elif self._words:
-            encodings = iter(self._whole.encode_batch(texts))
-        else:
-            encodings = iter(self._whole.encode_batch_fast(texts))
+        refused = [_refused(one) for one, _ in requests]
+        encodings = {
+            truncate: iter(
+                self._encodings(
+                    self._cut if truncate else self._whole,
+                    [
+                        text
+                        for (one, cut), no in zip(requests, refused, strict=True)
+                        if no is None and cut == truncate
+                        for text in one
+                    ],
+                )
+            )
+            for truncate in (True, False)
+        }
         answers: list[list[Tokens] | MuxserveError] = []
-        for (one, truncate), refused in zip(requests, outcomes, strict=True):
-            if refused is not None:
-                answers.append(refused)
+        for (one, truncate), no in zip(requests, refused, strict=True):
+            if no is not None:
+                answers.append(no)
                 continue
-            own = [next(encodings) for _ in one]
+            own = [next(encodings[truncate]) for _ in one]
             try:
-                answers.append([self._fit(own[i], one, i, truncate) for i in range(len(one))])
+                answers.append([self._tokens(own[i], one, i) for i in range(len(one))])
             except TextTooLong as error:
                 answers.append(error)
         return answers
 
-    def _fit(self, encoding: Encoding, texts: Sequence[str], index: int, truncate: bool) -> Tokens:
-        cut = len(encoding.ids) > self.max_length
-        if cut and not truncate:
+    def _encodings(self, tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
+        if not texts:
+            return []
+        if len(texts) == 1 and len(texts[0]) <= _SHORT_CHARACTERS:
+            return [tokenizer.encode(texts[0])]
+        if self._words:
+            return tokenizer.encode_batch(texts)
+        return tokenizer.encode_batch_fast(texts)
+
+    def _tokens(self, encoding: Encoding, texts: Sequence[str], index: int) -> Tokens:
+        ids = encoding.ids
+        if len(ids) > self.max_length:
             raise TextTooLong(
-                f"the text has {len(encoding.ids)} tokens, the family takes {self.max_length}; "
+                f"the text has {len(ids)} tokens, the family takes {self.max_length}; "
                 "shorten it or allow truncation",
                 field=_field(index, texts),
             )
-        if cut:
-            encoding = self._cut.encode(texts[index])
+        # What was cut off is looked at only where it may be there: it is copied on the way here.
+        truncated = len(ids) == self.max_length and bool(encoding.overflowing)
         words = _words(encoding, texts[index]) if self._words else ()
-        return Tokens(np.asarray(encoding.ids, dtype=np.int64), cut, words)
+        return Tokens(np.asarray(ids, dtype=np.int64), truncated, words)
 
 
-def _empty_text(texts: Sequence[str]) -> MuxserveError | None:
+def _refused(texts: Sequence[str]) -> MuxserveError | None:
     for index, text in enumerate(texts):
         if not text or text.isspace():
             return InvalidInput("the text is empty", field=_field(index, texts))
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                return InvalidInput(
+                    f"the text cannot be UTF-8: half a character at {error.start}; "
+                    "it was cut or decoded in a wrong way",
+                    field=_field(index, texts),
+                )
     return None
 
 

@@ -99,7 +99,7 @@ class _HttpApp(FastAPI):
             self._described = describe()
         return self._described
 
-    async def _predict(self, body: bytes) -> Reply:
+    async def _predict(self, body: bytes, began_s: float) -> Reply:
         request = parse(PredictRequest, body)
         timeout_ms = request.timeout_ms
         answered = await self._service.classify(
@@ -108,22 +108,23 @@ class _HttpApp(FastAPI):
             max_num_instances=request.max_num_instances,
             isolation_key=request.isolation_key,
             timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+            since_s=began_s,
         )
         answers = entries(answered, self._service.spec, "none" if request.raw_scores else None)
         return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
 
-    async def _classify(self, body: bytes) -> Reply:
+    async def _classify(self, body: bytes, began_s: float) -> Reply:
         request = parse(ClassificationRequest, body)
         parameters = request.parameters or ClassificationParameters()
-        answered = await self._service.classify(_as_list(request.inputs))
+        answered = await self._service.classify(_as_list(request.inputs), since_s=began_s)
         answers = entries(answered, self._service.spec, parameters.function_to_apply)
         return _answer([one[: parameters.top_k] for one in answers], answered)
 
-    async def _tag(self, body: bytes) -> Reply:
+    async def _tag(self, body: bytes, began_s: float) -> Reply:
         request = parse(TokenClassificationRequest, body)
         parameters = request.parameters or TokenClassificationParameters()
         ignored = set(parameters.ignore_labels or ())
-        answered = await self._service.classify(_as_list(request.inputs))
+        answered = await self._service.classify(_as_list(request.inputs), since_s=began_s)
         answers = [
             [_as_entity(entry) for entry in one if entry["label"] not in ignored]
             for one in entries(answered, self._service.spec)
@@ -150,26 +151,27 @@ class _HttpApp(FastAPI):
 class _JsonEndpoint:
     """An ASGI endpoint around ``answer``: reads the body, sends the reply, turns errors into JSON.
 
+    ``answer`` is given the body and when its request began: the body's time counts too.
     Cancellation passes through: Ray cancels the call of a client that has gone.
     """
 
     def __init__(
         self,
-        answer: Callable[[bytes], Awaitable[Reply]],
+        answer: Callable[[bytes, float], Awaitable[Reply]],
         service: TextService,
     ) -> None:
         self._answer = answer
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started_s = time.perf_counter()
+        began_s = time.monotonic()
         service, limits = self._service, self._service.limits
         try:
             service.check_room()
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            reply = await self._answer(body)
+            reply = await self._answer(body, began_s)
         except ClientGone:
             return
         except MuxserveError as error:
@@ -185,7 +187,7 @@ class _JsonEndpoint:
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
         if reply.status == 200:
-            service.stages.total_s += time.perf_counter() - started_s
+            service.stages.total_s += time.monotonic() - began_s
 
 
 def _as_list(inputs: str | list[str]) -> list[str]:

@@ -110,13 +110,16 @@ class Model:
         """Whether it would answer now."""
         return await self._service.backend.ready()
 
-    async def infer(self, asked: Inference, timeout_s: float | None = None) -> dict[str, Any]:
+    async def infer(
+        self, asked: Inference, timeout_s: float | None = None, since_s: float | None = None
+    ) -> dict[str, Any]:
         """The arrays that were asked for, all of them where none was named; in the model's order.
 
         Args:
             asked: the request.
             timeout_s: the transport's deadline in seconds from now; the parameter's is in
                 microseconds, and the nearer one holds.
+            since_s: as of ``TextService.classify``.
 
         Raises:
             MuxserveError: as ``TextService.classify``.
@@ -125,7 +128,7 @@ class Model:
         within_s = [one for one in (timeout_s, options.pop("timeout_s", None)) if one is not None]
         wanted = self._wanted(asked.outputs)
         answered = await self._service.classify(
-            asked.texts, **options, timeout_s=min(within_s, default=None)
+            asked.texts, **options, timeout_s=min(within_s, default=None), since_s=since_s
         )
         arrays = self._arrays(answered)
         return {

@@ -5,6 +5,7 @@ What ``tritonclient.http`` sends and reads, its binary data extension included. 
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,7 @@ class _Infer:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began_s = time.monotonic()
         service, limits = self._service, self._service.limits
         headers: list[tuple[bytes, bytes]] = []
         status, content_type = 200, b"application/json"
@@ -138,7 +140,7 @@ class _Infer:
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            content, json_bytes = await self._answer(body, _headers(scope))
+            content, json_bytes = await self._answer(body, _headers(scope), began_s)
             if json_bytes is not None:
                 content_type = b"application/octet-stream"
                 headers.append((_LENGTH, str(json_bytes).encode()))
@@ -157,14 +159,14 @@ class _Infer:
         await send({"type": "http.response.body", "body": content})
 
     async def _answer(
-        self, body: bytes, headers: Mapping[bytes, bytes]
+        self, body: bytes, headers: Mapping[bytes, bytes], began_s: float
     ) -> tuple[bytes, int | None]:
         """The response's body, and the bytes of its JSON where binary data follows them."""
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise InvalidInput("compressed bodies are not read here; send it plain", field="body")
         asked = parse(InferBody, body[: (json_end := _json_end(headers, len(body)))])
         inference = _read(asked, body[json_end:])
-        arrays = await self._model.infer(inference)
+        arrays = await self._model.infer(inference, since_s=began_s)
         all_binary = asked.parameters.get("binary_data_output") is True
         binary = {one.name for one in inference.outputs if one.binary}
         described, parts = [], []

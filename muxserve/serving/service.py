@@ -112,6 +112,7 @@ class TextService:
         max_num_instances: int | None = None,
         isolation_key: str | None = None,
         timeout_s: float | None = None,
+        since_s: float | None = None,
     ) -> Answered:
         """Answer every text, or raise for the first that cannot be.
 
@@ -120,7 +121,9 @@ class TextService:
             truncate: cut a text that is too long, instead of refusing it.
             max_num_instances: widest N that may answer.
             isolation_key: texts with different keys never share a group.
-            timeout_s: seconds from now; the limits' own is the most.
+            timeout_s: seconds until the answer is due; the limits' own is the most.
+            since_s: when the request began, on ``time.monotonic()``'s clock, where its body came
+                before this; both times count from there, and from now without.
 
         Raises:
             MuxserveError: with the field at fault.
@@ -133,7 +136,8 @@ class TextService:
             )
         came_s = time.perf_counter()
         most_s = self.limits.request_timeout_s
-        deadline_s = time.monotonic() + (most_s if timeout_s is None else min(timeout_s, most_s))
+        began_s = time.monotonic() if since_s is None else since_s
+        deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
         options = RequestOptions(max_num_instances, deadline_s, isolation_key)
         try:
             with self.timers.timeout(deadline_s - time.monotonic()), self._place(len(texts)):

@@ -5,16 +5,23 @@ is the next batch. One request's bad text is its own error.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from muxserve.engine.request import Tokens
 from muxserve.engine.tokens import TextEncoder
 from muxserve.errors import MuxserveError
+from muxserve.serving.errors import Internal
+
+log = logging.getLogger(__name__)
 
 #: Up to so many texts a hop to the thread and back costs more than it saves.
 _AT_ONCE_TEXTS = 2
+#: And so many characters: a millisecond of a processor, in which nothing else is answered.
+_AT_ONCE_CHARACTERS = 4000
 
+_Request = tuple[Sequence[str], bool]
 _Asked = tuple[Sequence[str], bool, "asyncio.Future[list[Tokens]]"]
 
 
@@ -32,7 +39,7 @@ class Tokenizing:
         """Token ids of each text.
 
         Raises:
-            InvalidInput: for a text without content.
+            InvalidInput: for a text without content, or one that has no UTF-8.
             TextTooLong: for a text that is too long when ``truncate`` is false.
         """
         loop = asyncio.get_running_loop()
@@ -55,12 +62,29 @@ class Tokenizing:
         if not asked:
             return
         requests = [(texts, truncate) for texts, truncate, _ in asked]
-        if sum(len(texts) for texts, _ in requests) <= _AT_ONCE_TEXTS:
-            self._settle(asked, self._encoder.encode_each(requests))
+        if _is_small(requests):
+            self._settle(asked, self._outcomes(requests))
+            return
+        try:
+            running = loop.run_in_executor(self._thread, self._outcomes, requests)
+        except RuntimeError:
+            log.exception("no thread to tokenize on")
+            self._settle(asked, [Internal() for _ in asked])
             return
         self._runs = True
-        running = loop.run_in_executor(self._thread, self._encoder.encode_each, requests)
         running.add_done_callback(lambda done: self._finish(loop, asked, done))
+
+    def _outcomes(self, requests: Sequence[_Request]) -> list[list[Tokens] | MuxserveError]:
+        """As the encoder's; where that fails, it fails for the request that is at fault alone."""
+        try:
+            return self._encoder.encode_each(requests)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of the tokenizer's Rust is no Exception
+            if len(requests) > 1:
+                return [outcome for one in requests for outcome in self._outcomes([one])]
+            log.exception("tokenizing failed")
+            return [Internal()]
 
     def _finish(
         self,
@@ -69,10 +93,8 @@ class Tokenizing:
         done: "asyncio.Future[list[list[Tokens] | MuxserveError]]",
     ) -> None:
         self._runs = False
-        if error := done.exception():
-            for _, _, answer in asked:
-                if not answer.done():
-                    answer.set_exception(error)
+        if done.cancelled() or done.exception():
+            self._settle(asked, [Internal() for _ in asked])
         else:
             self._settle(asked, done.result())
         if self._asked:
@@ -87,3 +109,14 @@ class Tokenizing:
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
+
+
+def _is_small(requests: Sequence[_Request]) -> bool:
+    """Whether the loop may tokenize it itself."""
+    texts = characters = 0
+    for one, _ in requests:
+        texts += len(one)
+        characters += sum(map(len, one))
+        if texts > _AT_ONCE_TEXTS or characters > _AT_ONCE_CHARACTERS:
+            return False
+    return True

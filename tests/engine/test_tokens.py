@@ -1,10 +1,13 @@
 """Tokenizing: nothing is cut in silence, and an error names its text."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from muxserve.engine.tokens import TextEncoder
 from muxserve.errors import InvalidInput, TextTooLong
 from muxserve.models.family import Family
+from tests.conftest import MAX_LENGTH, tiny_tokenizer
 
 LONG = "good film " * 200
 
@@ -44,3 +47,39 @@ def test_a_text_without_content_is_refused(encoder, text):
     with pytest.raises(InvalidInput) as refused:
         encoder.encode(["good", text])
     assert refused.value.field == "inputs[1]"
+
+
+def test_a_text_that_cannot_be_utf8_is_refused(encoder):
+    with pytest.raises(InvalidInput, match="cannot be UTF-8: half a character at 5") as refused:
+        encoder.encode(["good", "good \ud800", "bad"])
+    assert refused.value.field == "inputs[1]"
+
+
+def test_a_text_that_cannot_be_utf8_is_its_own_requests_error(encoder):
+    refused, answered = encoder.encode_each([(["\udfff"], True), (["gööd", "bad"], True)])
+    assert isinstance(refused, InvalidInput)
+    assert len(answered) == 2
+
+
+@given(st.lists(st.text("gofilm é.", min_size=1, max_size=80).filter(str.strip), min_size=1))
+def test_cut_once_is_tokenized_whole_and_cut_again(texts):
+    """The ids and the mark are those of two passes: is it too long, and if so, cut it."""
+    whole, cut = tiny_tokenizer(), tiny_tokenizer()
+    cut.enable_truncation(MAX_LENGTH)
+    for words in (False, True):
+        encoder = TextEncoder(tiny_tokenizer(), MAX_LENGTH, words=words)
+        for text, one in zip(texts, encoder.encode(texts), strict=True):
+            assert one.truncated == (len(whole.encode(text).ids) > MAX_LENGTH)
+            assert one.ids.tolist() == cut.encode(text).ids
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_requests_that_may_be_cut_and_others_keep_their_order(words):
+    encoder = TextEncoder(tiny_tokenizer(), MAX_LENGTH, words=words)
+    answers = encoder.encode_each(
+        [(["good", LONG], True), (["film"], False), ([LONG], False), (["bad"], True)]
+    )
+    assert [one.truncated for one in answers[0]] == [False, True]
+    assert isinstance(answers[2], TextTooLong)
+    for answer, text in ((answers[0][:1], "good"), (answers[1], "film"), (answers[3], "bad")):
+        assert answer[0].ids.tolist() == encoder.encode([text])[0].ids.tolist()

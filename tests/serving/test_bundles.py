@@ -10,7 +10,7 @@ import pytest
 from muxserve import Engine, Family
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.request import Prediction, RequestOptions, Tokens
-from muxserve.errors import DeadlineExceeded, ForwardFailed, MuxserveError, Overloaded
+from muxserve.errors import DeadlineExceeded, ForwardFailed, MuxserveError, NotReady, Overloaded
 from muxserve.serving.bundles import (
     Bundle,
     BundleAnswer,
@@ -182,6 +182,37 @@ def test_a_bundle_is_cancelled_once_nobody_waits_for_it():
         await until(lambda: replicas.cancelled == 1)
 
     run(test)
+
+
+def test_requests_that_are_cancelled_as_they_are_sent_hold_no_call():
+    async def test(backend, replicas):
+        for _ in range(3):
+            gone = [ask(backend, tokens(1)) for _ in range(2)]
+            await asyncio.sleep(0)  # they stand in line, and sending is due next
+            for one in gone:
+                one.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+        replicas.released.set()
+        assert len(await backend.classify([tokens(2)], RequestOptions())) == 1
+        assert replicas.sizes == [1]
+        assert (await backend.stats())["ingress"]["cancelled"] == 6
+
+    run(test, max_calls_in_flight=2)
+
+
+def test_a_call_that_is_cancelled_before_its_first_step_is_over():
+    async def test(backend, replicas):
+        for _ in range(3):
+            asked = ask(backend, tokens(1))
+            await until(lambda: backend._in_flight)
+            (sent,) = backend._in_flight
+            sent.task.cancel()
+            with pytest.raises(NotReady):
+                await asked
+        replicas.released.set()
+        assert len(await backend.classify([tokens(2)], RequestOptions())) == 1
+
+    run(test, max_calls_in_flight=2)
 
 
 def test_a_late_request_is_told_so_and_not_sent():

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -475,6 +476,56 @@ def test_a_body_that_never_ends_meets_the_deadline(served):
 
     response = within(lambda client: client.post("/predict", content=body()), create_app(service))
     refused(response, 504, "deadline_exceeded")
+
+
+class Told(LocalBackend):
+    """The real backend, noting the deadlines that it is told."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.deadlines_s: list[float] = []
+
+    async def classify(self, tokens, options):
+        self.deadlines_s.append(options.deadline_s)
+        return await super().classify(tokens, options)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/", b'{"inputs": "good"}'),
+        ("/predict", b'{"inputs": "good"}'),
+        ("/predict", b'{"inputs": "good", "timeout_ms": 20000}'),
+        (
+            "/v2/models/NAME/infer",
+            b'{"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}]}',
+        ),
+        (
+            "/v2/models/NAME/infer",
+            b'{"inputs": [{"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["a"]}],'
+            b'"parameters": {"timeout": 20000000}}',
+        ),
+    ],
+)
+def test_the_time_that_a_body_takes_is_part_of_the_requests(served, path, body):
+    spec, backend = served.engine.family.spec, Told(served.engine)
+    service = TextService(spec, served.engine.encoder, backend, LIMITS, most_texts=64)
+    arrived_s: list[float] = []
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield body[:5]
+        await asyncio.sleep(0.01)
+        arrived_s.append(time.monotonic())
+        yield body[5:]
+
+    response = within(
+        lambda client: client.post(path.replace("NAME", spec.name), content=slow()),
+        create_app(service),
+    )
+    assert response.status_code == 200
+    # Were it counted from the body's end, it would be later than that.
+    (deadline_s,) = backend.deadlines_s
+    assert deadline_s < arrived_s[0] + LIMITS.request_timeout_s
 
 
 def test_metrics_have_every_series_with_the_values_of_stats(ask):

@@ -6,11 +6,16 @@ import threading
 import pytest
 
 from muxserve.engine.tokens import TextEncoder
-from muxserve.errors import InvalidInput, TextTooLong
+from muxserve.errors import InvalidInput, MuxserveError, TextTooLong
 from muxserve.serving.tokenizing import Tokenizing
 from tests.conftest import MAX_LENGTH, tiny_tokenizer
 
 LONG = "good " * 2 * MAX_LENGTH
+BROKEN = "broken"
+
+
+class Panic(BaseException):
+    """As a panic of the tokenizer's Rust arrives."""
 
 
 class Watched(TextEncoder):
@@ -24,6 +29,8 @@ class Watched(TextEncoder):
         self.open.set()
 
     def encode_each(self, requests):
+        if any(text == BROKEN for texts, _ in requests for text in texts):
+            raise Panic
         self.batches.append(sum(len(texts) for texts, _ in requests))
         self.threads.add(threading.current_thread().name)
         assert self.open.wait(20)
@@ -107,5 +114,53 @@ def test_a_request_that_was_cancelled_is_left_out():
         with pytest.raises(asyncio.CancelledError):
             await gone
         assert encoder.batches == [3, 3]
+
+    asyncio.run(ask())
+
+
+def test_a_long_text_is_tokenized_beside_the_loop_which_goes_on():
+    async def ask() -> None:
+        encoder = Watched()
+        asked = asyncio.create_task(Tokenizing(encoder).encode(["a film " * 70_000], truncate=True))
+        turns = 0
+        while not asked.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert asked.result()[0].truncated
+        assert threading.current_thread().name not in encoder.threads
+        # It takes a hundred of them and more, and one where the tokenizer holds the interpreter.
+        assert turns > 10
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("others", [0, 1, 10], ids=["alone", "at-once", "on-the-thread"])
+@pytest.mark.parametrize("text", ["\ud800", BROKEN], ids=["no-utf8", "panic"])
+def test_what_the_tokenizer_does_not_take_is_one_requests_error(text, others):
+    async def ask() -> None:
+        tokenizing = Tokenizing(Watched())
+        async with asyncio.timeout(20):
+            bad, *fine = await asyncio.gather(
+                tokenizing.encode([text], truncate=True),
+                *(tokenizing.encode(["good"], truncate=True) for _ in range(others)),
+                return_exceptions=True,
+            )
+            assert isinstance(bad, MuxserveError)
+            assert bad.code == ("internal" if text == BROKEN else "invalid_input")
+            assert [len(one) for one in fine] == [1] * others
+            assert len(await tokenizing.encode(["good"], truncate=True)) == 1
+
+    asyncio.run(ask())
+
+
+def test_without_a_thread_every_request_is_told():
+    async def ask() -> None:
+        tokenizing = Tokenizing(Watched())
+        tokenizing._thread.shutdown()
+        async with asyncio.timeout(20):
+            with pytest.raises(MuxserveError) as caught:
+                await tokenizing.encode(["good"] * 10, truncate=True)
+            assert caught.value.code == "internal"
+            assert len(await tokenizing.encode(["good"], truncate=True)) == 1
 
     asyncio.run(ask())
