@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from muxserve.engine.request import Outcome, Prediction, RequestOptions, Tokens
-from muxserve.errors import DeadlineExceeded, MuxserveError
+from muxserve.errors import DeadlineExceeded, MuxserveError, NotReady
 from muxserve.serving.config import IngressConfig
 from muxserve.serving.demand import HeldBack
 from muxserve.serving.errors import Internal
@@ -257,9 +258,14 @@ class BundlingBackend:
             # Ray Serve cancels what a request called when the request is cancelled, and knows it
             # by context variables. A bundle belongs to many requests, so it runs in none's context.
             sent.task = loop.create_task(self._call(sent), context=contextvars.Context())
+            # Not in the task: one that is cancelled before its first step runs nothing of its own.
+            sent.task.add_done_callback(partial(self._ended, sent))
 
     def _take(self) -> list[_Waiting]:
-        """The oldest requests that fit into one bundle; late ones are told so and left out."""
+        """The oldest requests that fit into one bundle; late ones are told so and left out.
+
+        So are those that were cancelled and do not know it yet: their tasks run after this.
+        """
         now_s = time.monotonic()
         taken: list[_Waiting] = []
         texts = 0
@@ -267,6 +273,8 @@ class BundlingBackend:
             if taken and texts + len(request.tokens) > self._max_texts:
                 break
             self._leave_line(request)
+            if request.outcomes.done():
+                continue
             deadline_s = request.options.deadline_s
             if deadline_s is not None and deadline_s <= now_s:
                 _settle(request, DeadlineExceeded("the deadline passed while the text waited"))
@@ -296,9 +304,17 @@ class BundlingBackend:
             log.exception("a call of a replica failed")
             for request in sent.requests:
                 _settle(request, Internal())
-        finally:
-            self._in_flight.discard(sent)
-            self._send_soon(asyncio.get_running_loop())
+
+    def _ended(self, sent: _Sent, task: "asyncio.Task[None]") -> None:
+        """Give the call's place to the next bundle, however the call ended."""
+        self._in_flight.discard(sent)
+        if task.cancelled():
+            # Nobody waits where it was cancelled here; who waits is told, and not left alone.
+            for request in sent.requests:
+                _settle(request, NotReady("the call of the replica was cancelled; try again"))
+        # What was due when the call ended has run by now.
+        if not self._send_is_due:
+            self._send()
 
     def _leave_line(self, request: _Waiting) -> None:
         del self._line[request]

@@ -85,8 +85,9 @@ def test_what_is_refused_at_once_makes_no_server_quick():
 
 def test_a_bursts_timeline_has_the_latencies_of_what_was_served():
     result = LoadResult(2.0)
-    for sent, now, status, width in ((0.1, 0.6, 200, 5), (0.2, 0.201, 503, 0), (1.5, 1.501, 503, 0)):
-        _note(result, sent, now, 0.0, 9.0, status, width)
+    sent = ((0.1, 0.6, 200, 5), (0.2, 0.201, 503, 0), (1.5, 1.501, 503, 0))
+    for came, now, status, width in sent:
+        _note(result, came, now, 0.0, 9.0, status, width)
     first, second = _timeline(result, [0.1, 0.2, 1.5], {})
     assert (first["texts_per_s"], first["mean_num_instances"]) == (2, 5)
     assert first["p50_ms"] == pytest.approx(500)
