@@ -406,6 +406,9 @@ def test_without_an_engine_rays_own_policy_scales():
     options = _scaling(ReplicasConfig(max_replicas=4), None)["autoscaling_config"]
     assert options.policy.is_default_policy_function()
     assert options.upscale_delay_s == 30
+    assert options.target_ongoing_requests == 64, "Ray's 2 would make 8 ingresses for 16 clients"
+    options = _scaling(ReplicasConfig(max_replicas=4, target_ongoing_requests=20), None)
+    assert options["autoscaling_config"].target_ongoing_requests == 20
     fixed = _scaling(ReplicasConfig(num_replicas=3), EngineConfig())
     assert fixed["num_replicas"] == 3
     assert "autoscaling_config" not in fixed
