@@ -166,7 +166,7 @@ def gpus_are_used(docs: list[Doc]) -> list[str]:
 
 
 def requests_are_ended_in_time(docs: list[Doc]) -> list[str]:
-    """A pod that goes away first answers what it has: preStop waits out the longest request."""
+    """What came by the Service ends before the pod does: preStop waits out the longest request."""
     problems = []
     for doc, config in _configs(docs):
         shutdown_s = config.limits.request_timeout_s + SHUTDOWN_MARGIN_S
