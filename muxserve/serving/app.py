@@ -126,7 +126,8 @@ def _scaling(replicas: ReplicasConfig, engine: EngineConfig | None) -> dict[str,
         else replicas.downscale_to_zero_delay_s,
     }
     if engine is None:
-        options |= delays
+        # Ray's own target is 2, for replicas that work on a request; an ingress waits for Triton.
+        options |= delays | {"target_ongoing_requests": replicas.target_ongoing_requests}
     else:
         target_ms = replicas.target_drain_ms or engine.latency_target_ms
         # The policy has delays of its own, and Ray would wait once more after them.

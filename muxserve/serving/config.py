@@ -124,6 +124,13 @@ class ReplicasConfig(BaseModel):
         description="Replicas are added where what waits would take longer than this at the widest "
         "N; by default engine.latency_target_ms.",
     )
+    target_ongoing_requests: float = Field(
+        64.0,
+        gt=0,
+        le=1_000_000,
+        description="Requests under way for which one ingress is enough, under autoscaling with "
+        "backend 'triton'; engines scale by target_drain_ms instead.",
+    )
     upscale_delay_s: float = Field(
         30.0, ge=0, le=86_400, description="Seconds that more replicas must be called for."
     )

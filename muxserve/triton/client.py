@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput
-from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from muxserve.engine.request import Outcome, Prediction
@@ -27,6 +26,7 @@ from muxserve.errors import (
     Overloaded,
 )
 from muxserve.models.family import Family
+from muxserve.triton.channel import Channels
 from muxserve.triton.config import TritonConfig
 from muxserve.triton.identity import difference, identity
 
@@ -38,16 +38,6 @@ _PROBE_TIMEOUT_S = 2.0
 _ATTEMPTS = 2
 #: How much sooner than our clock gRPC's and Triton's may say that time is up.
 _CLOCK_S = 0.01
-_CHANNEL = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # gRPC's own waits two minutes at last before it looks for a server that was away.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +86,7 @@ class TritonModel:
         self._config = config
         self._identity = identity(family)
         self._of_tokens = family.spec.of_tokens
-        self._client: InferenceServerClient | None = None
+        self._channels = Channels(config)
         self._served: _Served | None = None
         self._process_died = False
         self._why = "it was not reached yet"
@@ -168,9 +158,10 @@ class TritonModel:
             "unreachable": self.counters.unreachable,
         }
         try:
-            found = await self._connected().get_inference_statistics(
-                self.name, client_timeout=_PROBE_TIMEOUT_S
-            )
+            with self._channels.client() as client:
+                found = await client.get_inference_statistics(
+                    self.name, client_timeout=_PROBE_TIMEOUT_S
+                )
         except InferenceServerException as error:
             return {**counters, "ready": False, "reason": error.message()}
         (model,) = found.model_stats
@@ -188,8 +179,7 @@ class TritonModel:
         """End the connection."""
         if self._watch is not None:
             self._watch.cancel()
-        if self._client is not None:
-            await self._client.close()
+        await self._channels.close()
 
     async def _part(
         self, texts: Sequence[np.ndarray], parameters: dict[str, Any], deadline_s: float | None
@@ -252,14 +242,15 @@ class TritonModel:
         self.counters.calls += 1
         self.counters.texts += len(texts)
         try:
-            result = await self._connected().infer(
-                self.name,
-                [array],
-                outputs=[InferRequestedOutput(name) for name in wanted],
-                client_timeout=left_s,
-                # When it is over, the call is cancelled, and Triton drops it from its queue.
-                parameters=parameters or None,
-            )
+            with self._channels.client() as client:
+                result = await client.infer(
+                    self.name,
+                    [array],
+                    outputs=[InferRequestedOutput(name) for name in wanted],
+                    client_timeout=left_s,
+                    # When it is over, the call is cancelled, and Triton drops it from its queue.
+                    parameters=parameters or None,
+                )
         except InferenceServerException as error:
             raise await self._meaning(error, deadline_s) from error
         self._process_died = False
@@ -296,17 +287,6 @@ class TritonModel:
         if status == "INVALID_ARGUMENT":
             return InvalidInput(f"Triton refused the text: {message}")
         return ForwardFailed(f"Triton failed for this text: {message}")
-
-    def _connected(self) -> InferenceServerClient:
-        if self._client is None:
-            ca_file = self._config.tls_ca_file
-            self._client = InferenceServerClient(
-                self.url,
-                ssl=self._config.tls,
-                root_certificates=None if ca_file is None else str(ca_file),
-                channel_args=_CHANNEL,
-            )
-        return self._client
 
     def _lose(self, why: str | None = None) -> None:
         """Until it answers again, it is not known whether the server is alive."""
@@ -346,15 +326,17 @@ class TritonModel:
 
     async def _probe(self) -> bool:
         """Whether the model is ready and of this family; notes what it is."""
-        client = self._connected()
         try:
-            if not await client.is_model_ready(self.name, client_timeout=_PROBE_TIMEOUT_S):
-                self._why = "Triton has no such model, or it is still loading"
-                return False
-            if not self._alive.is_set():
-                answer = await client.get_model_config(self.name, client_timeout=_PROBE_TIMEOUT_S)
-                self._served = self._read(answer.config)
-                self._alive.set()
+            with self._channels.client() as client:
+                if not await client.is_model_ready(self.name, client_timeout=_PROBE_TIMEOUT_S):
+                    self._why = "Triton has no such model, or it is still loading"
+                    return False
+                if not self._alive.is_set():
+                    answer = await client.get_model_config(
+                        self.name, client_timeout=_PROBE_TIMEOUT_S
+                    )
+                    self._served = self._read(answer.config)
+                    self._alive.set()
         except InferenceServerException as error:
             self._why = error.message()
             return False

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from tests.kubernetes.pods import ray_groups
 from tests.kubernetes.rendering import Doc, find, render
 from tests.kubernetes.rules import RULES
 
@@ -52,6 +53,17 @@ def served(path: str, value: Any) -> Change:
             target = target[int(part)] if isinstance(target, list) else target.setdefault(part, {})
         target[last] = value
         service["spec"]["serveConfigV2"] = yaml.safe_dump(content)
+
+    return change
+
+
+def unlabelled(kind: str) -> Change:
+    """Take the RayService's name away from the labels of the pods of one kind, head or worker."""
+
+    def change(docs: list[Doc]) -> None:
+        for of, _, group in ray_groups(find(docs, "RayService", "muxserve")):
+            if of == kind:
+                del group["template"]["metadata"]["labels"]["ray.io/originated-from-cr-name"]
 
     return change
 

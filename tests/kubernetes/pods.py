@@ -60,13 +60,15 @@ def _pods(doc: Doc) -> Iterator[Pod]:
     if doc["kind"] == "RayService":
         for kind, path, group in ray_groups(doc):
             template = group["template"]
+            # No more than KubeRay adds to pods: ray.io/originated-from-cr-name is not among it.
+            # Left out are those with the cluster's name, which no manifest can know.
             labels = {
-                **template.get("metadata", {}).get("labels", {}),
                 "ray.io/is-ray-node": "yes",
                 "ray.io/node-type": kind,
                 "ray.io/group": group.get("groupName", "headgroup"),
-                "ray.io/originated-from-crd": "RayService",
-                "ray.io/originated-from-cr-name": doc["metadata"]["name"],
+                "app.kubernetes.io/name": "kuberay",
+                "app.kubernetes.io/created-by": "kuberay-operator",
+                **template.get("metadata", {}).get("labels", {}),
             }
             yield Pod(title(doc), f"{path}.template", labels, template["spec"], kind)
     elif doc["kind"] in {"Deployment", "StatefulSet", "Job"}:

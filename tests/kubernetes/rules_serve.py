@@ -11,12 +11,16 @@ from ray.serve.schema import ServeDeploySchema
 from muxserve.errors import InvalidInput, one_line
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.manifest import KUBERNETES_PORT, config_model
+from muxserve.triton.channel import RENEW_S
 from tests.kubernetes.pods import pods_of
 from tests.kubernetes.rendering import Doc, of_kind, title
+from tests.kubernetes.rules_names import matches
 from tests.kubernetes.rules_pods import pre_stop_s, quantity
 
 #: Seconds that app.py gives a replica beyond the longest request.
 SHUTDOWN_MARGIN_S = 5
+#: Seconds for which the cluster's DNS may go on to say what was true before (CoreDNS' default).
+DNS_REMEMBERS_S = 30
 
 
 def serve_config_is_rays(docs: list[Doc]) -> list[str]:
@@ -162,7 +166,7 @@ def gpus_are_used(docs: list[Doc]) -> list[str]:
 
 
 def requests_are_ended_in_time(docs: list[Doc]) -> list[str]:
-    """A pod that goes away first answers what it has: preStop waits out the longest request."""
+    """What came by the Service ends before the pod does: preStop waits out the longest request."""
     problems = []
     for doc, config in _configs(docs):
         shutdown_s = config.limits.request_timeout_s + SHUTDOWN_MARGIN_S
@@ -201,19 +205,37 @@ def head_may_fail(docs: list[Doc]) -> list[str]:
 
 
 def triton_is_here(docs: list[Doc]) -> list[str]:
-    """The Triton that is asked is a Service of these documents, with that port."""
+    """The Triton that is asked is a Service of these documents, with that port and all its pods.
+
+    A pod that goes takes calls until every ingress has looked the name up again.
+    """
     problems = []
     for doc, config in _configs(docs):
         if config.backend != "triton":
             continue
         host, _, port = config.triton.url.partition(":")
-        ports = {
-            (one["metadata"]["name"], str(entry["port"]))
+        services = [
+            one
             for one in of_kind(docs, "Service")
-            for entry in one["spec"]["ports"]
-        }
-        if (host, port) not in ports:
+            if one["metadata"]["name"] == host
+            and port in {str(entry["port"]) for entry in one["spec"]["ports"]}
+        ]
+        if not services:
             problems.append(
                 f"{title(doc)}: spec.serveConfigV2: triton.url: no Service {host} with port {port}"
             )
+        for service in services:
+            if service["spec"].get("clusterIP") != "None":
+                problems.append(
+                    f"{title(service)}: spec.clusterIP: must be None, or an ingress sees one pod"
+                )
+            chosen = {"matchLabels": service["spec"]["selector"]}
+            problems += [
+                f"{where}.lifecycle.preStop: must be longer than a renewal and DNS' memory, "
+                f"{RENEW_S + DNS_REMEMBERS_S:g} s"
+                for pod in pods_of(docs)
+                if matches(chosen, pod)
+                for where, container in pod.containers()
+                if "ports" in container and pre_stop_s(container) <= RENEW_S + DNS_REMEMBERS_S
+            ]
     return problems

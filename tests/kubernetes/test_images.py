@@ -110,6 +110,12 @@ def test_checkov_finds_nothing_in_the_dockerfiles():
     assert checkov("dockerfile", DOCKER) == []
 
 
+def test_checkov_refuses_a_dockerfile_whose_last_user_is_root(tmp_path):
+    text = (DOCKER / "Dockerfile").read_text()
+    (tmp_path / "Dockerfile").write_text(f"{text}\nUSER root\n")
+    assert "CKV_DOCKER_8" in {check for check, _, _ in checkov("dockerfile", tmp_path)}
+
+
 def test_the_base_image_is_the_pinned_ray():
     text = (DOCKER / "Dockerfile").read_text()
     assert f"ARG BASE=rayproject/ray:{pinned_ray()}-py311-cpu\n" in text

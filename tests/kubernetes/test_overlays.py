@@ -1,6 +1,7 @@
 """Every overlay renders, and passes every rule; serveConfigV2 is what its settings say."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -61,6 +62,29 @@ def test_a_prefix_reaches_what_selects_by_the_rayservices_name():
     texts = json.dumps(render("prefixed"))
     assert '"ray.io/originated-from-cr-name": "team-muxserve"' in texts
     assert '"ray.io/originated-from-cr-name": "muxserve"' not in texts
+
+
+#: Where each overlay names a Service inside a text, which no prefix reaches; as k8s/README.md says.
+NAMES_IN_TEXTS = {
+    "cpu": set(),
+    "gpu": {"redisAddress"},
+    "incremental": {"redisAddress"},
+    "triton": {"triton.url"},
+    "loadtest": {"HOST", "--master-host"},
+}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_readme_names_every_text_that_a_prefix_does_not_reach(overlay):
+    docs = render(overlay)
+    services = {doc["metadata"]["name"] for doc in of_kind(docs, "Service")}
+    name = "|".join([*services, "muxserve-serve-svc"])
+    # A host with a port, in a field or in a line of serveConfigV2; a flag of a command.
+    places = rf'([\w-]+)(?:": "|: )(?:\w+://)?(?:{name}):\d{{4,5}}\b|(--[\w-]+)=(?:{name})"'
+    found = {field or flag for field, flag in re.findall(places, json.dumps(docs))}
+    assert found == {one.rpartition(".")[2] for one in NAMES_IN_TEXTS[overlay]}
+    text = (K8S / "README.md").read_text()
+    assert all(f"`{one}`" in text for one in NAMES_IN_TEXTS[overlay])
 
 
 def test_nothing_stays_behind_in_another_namespace():

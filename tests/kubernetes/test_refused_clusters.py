@@ -163,6 +163,23 @@ MUTATIONS: list[Mutation] = [
         served(f"{SETTING}.triton.url", "triton:8001"),
         ["spec.serveConfigV2", "triton.url", "triton"],
     ),
+    (
+        "triton_is_here",
+        "triton",
+        put("spec.clusterIP", GONE, "Service", "muxserve-triton"),
+        ["Service/muxserve-triton", "spec.clusterIP"],
+    ),
+    (
+        "triton_is_here",
+        "triton",
+        put(
+            "spec.template.spec.containers[0].lifecycle.preStop.exec.command",
+            ["sleep", "15"],
+            "Deployment",
+            "muxserve-triton",
+        ),
+        ["Deployment/muxserve-triton", "lifecycle.preStop", "60 s"],
+    ),
     ("jobs_end", "loadtest", put("spec.backoffLimit", 6, *MASTER), [MASTER[1], "backoffLimit"]),
     (
         "master_and_workers_fit",

@@ -15,6 +15,7 @@ from tests.kubernetes.mutating import (
     names,
     put,
     renamed,
+    unlabelled,
 )
 
 pytestmark = pytest.mark.kubernetes
@@ -101,6 +102,24 @@ MUTATIONS: list[Mutation] = [
         "cpu",
         put("spec.ingress[1].from[0].podSelector.matchLabels", {"a": "b"}, "NetworkPolicy"),
         ["NetworkPolicy/muxserve", "spec.ingress[1].from[0].podSelector"],
+    ),
+    (
+        "selectors_find_pods",
+        "cpu",
+        unlabelled("worker"),
+        ["PodDisruptionBudget/muxserve-worker", "spec.selector", "originated-from-cr-name"],
+    ),
+    (
+        "selectors_find_pods",
+        "cpu",
+        unlabelled("head"),
+        ["PodMonitor/muxserve-head", "spec.selector", "originated-from-cr-name"],
+    ),
+    (
+        "policies_let_pass",
+        "cpu",
+        unlabelled("head"),
+        [f"RayService/muxserve: {POD}", "spec.ingress from RayService/muxserve on port 41000"],
     ),
     (
         *("ports_exist", "triton", put("spec.ports[1].targetPort", "rpc", "Service", TRITON[1])),

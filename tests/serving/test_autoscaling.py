@@ -1,9 +1,11 @@
 """Autoscaling: the decision by itself, and on simulated traffic with the engine's own policy."""
 
+import csv
 import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -313,6 +315,35 @@ def test_a_day_is_followed_with_few_changes():
     assert len(counts) <= 20, counts
 
 
+def test_recorded_days_are_followed_with_few_changes():
+    """What a real load test of two pressed days offered, each second of it as a minute.
+
+    The recording's days of a minute are shorter than any delay, and one engine served them all;
+    so they are stretched, and their noon is four replicas' worth.
+    """
+    with (Path(__file__).parent / "recorded" / "diurnal.csv").open() as file:
+        due = [int(row["due_per_s"]) for row in csv.DictReader(file)]
+    assert len(due) == 120
+    result, _ = scaled([Phase(rate(4 * one / max(due)), 60) for one in due])
+    assert result.shed == 0
+    counts = changes(result)
+    first_noon, night, second_noon = (running_at(result, 60 * minute) for minute in (35, 65, 95))
+    assert 5 <= first_noon <= 7, counts
+    assert night <= 3, counts
+    assert 5 <= second_noon <= 7, counts
+    assert counts[-1] <= 3, "it comes back"
+    turns = sum(
+        (b - a) * (c - b) < 0 for a, b, c in zip(counts, counts[1:], counts[2:], strict=False)
+    )
+    assert turns == 3, f"noon, night, noon: {counts}"
+    assert len(counts) <= 20, counts
+
+
+def running_at(result: Simulated, at_s: float) -> int:
+    """Replicas that are asked for at that time."""
+    return [replicas for since_s, replicas in result.replicas if since_s <= at_s][-1]
+
+
 @pytest.mark.parametrize("period_s", [40, 120, 240])
 def test_load_that_comes_and_goes_faster_than_the_delay_is_not_followed_down(period_s):
     half = [Phase(rate(2.2), period_s / 2), Phase(rate(0.1), period_s / 2)]
@@ -406,6 +437,9 @@ def test_without_an_engine_rays_own_policy_scales():
     options = _scaling(ReplicasConfig(max_replicas=4), None)["autoscaling_config"]
     assert options.policy.is_default_policy_function()
     assert options.upscale_delay_s == 30
+    assert options.target_ongoing_requests == 64, "Ray's 2 would make 8 ingresses for 16 clients"
+    options = _scaling(ReplicasConfig(max_replicas=4, target_ongoing_requests=20), None)
+    assert options["autoscaling_config"].target_ongoing_requests == 20
     fixed = _scaling(ReplicasConfig(num_replicas=3), EngineConfig())
     assert fixed["num_replicas"] == 3
     assert "autoscaling_config" not in fixed

@@ -1,7 +1,8 @@
 """Autoscaling for real: Ray nodes with a GPU each that exists on paper, and engines on the CPU.
 
-Width first, then a replica on another node, then away with it without a lost request, then none at
-all and back. What is asserted are counters and Ray Serve's own states, in their order; no times.
+Width first, then a replica on another node, then away with it and its node without a lost request,
+then none at all and back. What is asserted are counters and Ray Serve's own states, in their
+order; no times.
 """
 
 import random
@@ -156,14 +157,14 @@ def states() -> dict[str, int]:
     return dict(deployment.replica_states)
 
 
-def nodes_of_replicas() -> set[str]:
-    """The nodes where engines live."""
+def nodes_of(kind: str) -> set[str]:
+    """The nodes where replicas of a deployment live."""
     # Ray's public list of actors needs its dashboard, which is another heavy process.
     actors = ray._private.state.actors().values()
     return {
         actor["Address"]["NodeID"]
         for actor in actors
-        if actor["State"] == "ALIVE" and "#MuxReplica#" in (actor["Name"] or "")
+        if actor["State"] == "ALIVE" and f"#{kind}" in (actor["Name"] or "")
     }
 
 
@@ -172,7 +173,7 @@ def test_width_then_replicas_then_fewer_then_none_and_nobody_is_lost(cluster, ur
     assert httpx.post(f"{url}/predict", json={"inputs": "good"}, timeout=BOUND_S).status_code == 200
     (alone,) = engines(url)
     assert list(alone["texts_by_num_instances"]) == ["1"], "a lone text is served at N=1"
-    first_nodes = nodes_of_replicas()
+    first_nodes = nodes_of("MuxReplica")
     assert len(first_nodes) == 1
 
     # Width first: while one replica is all that was asked for, N goes up.
@@ -194,7 +195,7 @@ def test_width_then_replicas_then_fewer_then_none_and_nobody_is_lost(cluster, ur
         lambda: len(found := engines(url)) == 2 and all(one["texts"] > 0 for one in found),
         "both serve",
     )
-    assert len(nodes_of_replicas()) == 2, "on a node of its own"
+    assert len(nodes_of("MuxReplica")) == 2, "on a node of its own"
 
     # Less comes: one goes, while a client still asks.
     load.stop()
@@ -203,6 +204,14 @@ def test_width_then_replicas_then_fewer_then_none_and_nobody_is_lost(cluster, ur
     served = trickle.statuses.total()
     until(lambda: trickle.statuses.total() > served + 10, "it serves")
     assert len(engines(url)) == 1
+
+    # Its node is empty, and goes too, while the client still asks.
+    (emptied,) = (node for node in cluster.worker_nodes if node.node_id not in nodes_of("Mux"))
+    cluster.remove_node(emptied)
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 2, "the head and one node are left")
+    served = trickle.statuses.total()
+    until(lambda: trickle.statuses.total() > served + 50, "it serves without that node")
+    assert states() == {"RUNNING": 1}
     trickle.stop()
     assert load.statuses.keys() == {200}, load.statuses
     assert trickle.statuses.keys() == {200}, trickle.statuses
