@@ -203,10 +203,7 @@ def bare_forward_ms(path: Path, settings: Sequence[str], rows: Sequence[np.ndarr
     threads = config.torch_threads or available_cores()
     family = load_to_serve(path, config.dtype, [1], runtime=config.runtime)
     executor = make_executor(
-        family,
-        config.runtime,
-        threads=threads,
-        in_flight=config.forwards_in_flight or min(2, threads),
+        family, config.runtime, threads=threads, in_flight=config.forwards_in_flight
     )
     executor.prepare()
     for row in rows[:3]:  # the first ones start threads

@@ -21,7 +21,7 @@ def test_the_bare_forward_is_that_of_a_lone_text_in_the_served_runtime(
 
     def watched(family, runtime, *, threads, in_flight):
         executor = real(family, runtime, threads=threads, in_flight=in_flight)
-        made.append((runtime, threads, in_flight, type(executor).__name__))
+        made.append((runtime, threads, executor.in_flight, type(executor).__name__))
         run = executor.run
 
         def noted(n, rows, **options):
