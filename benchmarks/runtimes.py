@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from muxserve.bench.families import write_random_family
 from muxserve.bench.machine import describe
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each runtime and batch")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
+    logging.disable_progress_bar()
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from muxserve.bench.burst import Burst, measure_burst
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
@@ -64,6 +65,7 @@ VARIANTS: tuple[tuple[str, str | None, list[str], dict[str, str]], ...] = (
 
 def main() -> None:
     options = parse()
+    logging.disable_progress_bar()
     # Servers are started from here, and Ray's makers need not know.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     report: dict[str, Any] = {
