@@ -109,7 +109,7 @@ format: .venv/.installed  ## Fix style and format
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burst (about 35 minutes)
+bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burst (about 45 minutes)
 	$(BIN)/python benchmarks/serving.py $(ARGS)
 
 .PHONY: bench-forward

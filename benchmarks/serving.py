@@ -1,6 +1,6 @@
 """Served throughput, latency and a burst: muxserve at every N against its ceiling and its peers.
 
-    python benchmarks/serving.py                        # everything, about 40 minutes on 2 cores
+    python benchmarks/serving.py                        # everything, about 45 minutes on 2 cores
     python benchmarks/serving.py --seconds 3 --families shipped --no-peers --no-burst
     python benchmarks/serving.py --out results.json --plot results.svg
 

@@ -20,9 +20,11 @@ from muxserve.serving.timers import Timer, Timers
 
 #: A request that takes longer is watched for a client that has gone; most are answered before.
 _WATCH_AFTER_S = 0.1
-#: Listening sockets that share the port. uvloop takes one connection of each per turn of the loop.
-#: Under load turns are long, and with one socket new clients wait until the kernel drops them.
-_SOCKETS = 16
+#: Listening sockets that share the port. uvloop takes one connection of each per turn of the loop,
+#: and under load a turn takes tens of milliseconds. A burst brings thousands of new clients: with
+#: few sockets they wait for seconds behind those that are connected; with one, the kernel drops
+#: them.
+_SOCKETS = 128
 
 
 class Listener:

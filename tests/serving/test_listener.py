@@ -1,12 +1,14 @@
 """An ingress that listens by itself: real sockets, clients that go away, ports that are taken."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+import uvloop
 
 from muxserve.bench.server import free_port
 from muxserve.errors import InvalidInput
@@ -169,3 +171,29 @@ def test_a_large_answer_to_a_slow_reader_arrives_whole():
             return b"".join([part async for part in answer.aiter_raw()])
 
     assert asyncio.run(ask()) == body
+
+
+def test_a_crowd_of_new_clients_is_taken_in_a_few_turns_of_the_loop():
+    clients, most_turns = 300, 14
+    came = 0
+
+    async def count(scope, receive, send) -> None:
+        nonlocal came
+        came += 1
+        await echo(scope, receive, send)
+
+    async def crowd() -> int:
+        port = free_port()
+        async with listening(count, port), contextlib.AsyncExitStack() as stack:
+            await asyncio.sleep(0.1)  # it listens
+            for _ in range(clients):  # the kernel connects them, while this loop stands still
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", port), BOUND_S))
+                client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+            turns = 0
+            while came < clients:
+                turns += 1
+                await asyncio.sleep(0)
+            return turns
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(crowd()) <= most_turns
