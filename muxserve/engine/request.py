@@ -51,11 +51,13 @@ class RequestOptions:
         max_num_instances: widest N that may answer this request, or None.
         deadline_s: time on ``time.monotonic()``'s clock after which the answer is not wanted.
         isolation_key: texts with different keys never share a group.
+        caller: who asks, by name.
     """
 
     max_num_instances: int | None = None
     deadline_s: float | None = None
     isolation_key: str | None = None
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

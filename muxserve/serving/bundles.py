@@ -32,7 +32,7 @@ class BundledRequest:
 
     Attributes:
         texts: how many of the bundle's texts are its.
-        max_num_instances, isolation_key: as in ``RequestOptions``.
+        max_num_instances, isolation_key, caller: as in ``RequestOptions``.
         remaining_s: seconds to its deadline when the bundle was sent; processes share no clock.
     """
 
@@ -40,6 +40,7 @@ class BundledRequest:
     max_num_instances: int | None
     isolation_key: str | None
     remaining_s: float | None
+    caller: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ def pack(
                 options.max_num_instances,
                 options.isolation_key,
                 None if options.deadline_s is None else options.deadline_s - now_s,
+                options.caller,
             )
             for tokens, options in requests
         ),
@@ -113,6 +115,7 @@ def unpack(bundle: Bundle, now_s: float) -> list[tuple[list[Tokens], RequestOpti
             request.max_num_instances,
             None if remaining_s is None else now_s + remaining_s,
             request.isolation_key,
+            request.caller,
         )
         end = start + request.texts
         requests.append(([Tokens(one) for one in texts[start:end]], options))

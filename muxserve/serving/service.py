@@ -18,6 +18,7 @@ from muxserve.engine.tokens import TextEncoder
 from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
+from muxserve.serving.callers import HANDLES, Caller
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.timers import Timers
 from muxserve.serving.tokenizing import Tokenizing
@@ -113,6 +114,7 @@ class TextService:
         isolation_key: str | None = None,
         timeout_s: float | None = None,
         since_s: float | None = None,
+        caller: Caller = HANDLES,
     ) -> Answered:
         """Answer every text, or raise for the first that cannot be.
 
@@ -124,6 +126,7 @@ class TextService:
             timeout_s: seconds until the answer is due; the limits' own is the most.
             since_s: when the request began, on ``time.monotonic()``'s clock, where its body came
                 before this; both times count from there, and from now without.
+            caller: who asks.
 
         Raises:
             MuxserveError: with the field at fault.
@@ -138,7 +141,7 @@ class TextService:
         most_s = self.limits.request_timeout_s
         began_s = time.monotonic() if since_s is None else since_s
         deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
-        options = RequestOptions(max_num_instances, deadline_s, isolation_key)
+        options = RequestOptions(max_num_instances, deadline_s, isolation_key, caller.name)
         try:
             with self.timers.timeout(deadline_s - time.monotonic()), self._place(len(texts)):
                 started_s = time.perf_counter()
