@@ -18,19 +18,25 @@ class Proxy(StrEnum):
     NONE = "none"
 
 
-#: Ray's own default for a Ray that it starts; said outright, it needs no warning.
-_ALWAYS = {"RAY_AUTH_MODE": "token"}
+#: What Ray must be told for each proxy, whatever the environment says: it would open ports beside
+#: ours (direct ingress), which others may share without knowing.
 RAY_SETTINGS: dict[Proxy, dict[str, str]] = {
-    Proxy.PYTHON: _ALWAYS,
+    Proxy.PYTHON: {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
     Proxy.HAPROXY: {
-        **_ALWAYS,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # Nothing stands before this HAProxy that would have to notice first: end at once.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     },
-    Proxy.NONE: {**_ALWAYS, "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    Proxy.NONE: {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "0",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
+    },
 }
+
+#: Statistics and metrics of Ray's HAProxy, on every interface.
+_HAPROXY_PORTS = (8404, 9101)
 
 
 @app.command()
@@ -64,24 +70,38 @@ def serve(
       muxserve serve arrangement=together replicas.num_cpus=2
     """
     # Ray reads these once, when it is imported.
-    for name, value in RAY_SETTINGS[proxy].items():
-        os.environ.setdefault(name, value)
+    os.environ.update(RAY_SETTINGS[proxy])
+    # Ray's own default for a Ray that it starts; said outright, it needs no warning.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         from muxserve.serving.app import build_app
         from muxserve.serving.config import ServeConfig
-        from muxserve.serving.local import check_port_is_free, serve_until_stopped
+        from muxserve.serving.local import serve_until_stopped
+        from muxserve.serving.placement import needs
+        from muxserve.serving.ports import check_port_is_free
     except ModuleNotFoundError as error:
         raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
 
-    check_port_is_free(host, port)
+    check_port_is_free(host, port, "--port")
     values = dict(_key_value(setting) for setting in settings or [])
     if proxy is Proxy.NONE:
         values = {"ingress.direct_host": host, "ingress.direct_port": str(port), **values}
-    built = build_app(ServeConfig.model_validate({"family": family, **values}))
+    config = ServeConfig.model_validate({"family": family, **values})
+    if proxy is Proxy.HAPROXY:
+        # Two of these would share their replicas' ports too, and answer for one another.
+        for of_haproxy in _HAPROXY_PORTS:
+            check_port_is_free("0.0.0.0", of_haproxy, "another --proxy")
+    listening = config.ingress
+    if listening.direct_port is not None and listening.direct_port != port:
+        check_port_is_free(listening.direct_host, listening.direct_port, "ingress.direct_port")
+    if listening.grpc_port is not None:
+        check_port_is_free(listening.direct_host, listening.grpc_port, "ingress.grpc_port")
+    built = build_app(config)
     typer.echo(f"starting {family} on http://{host}:{port} ...", err=True)
     serve_until_stopped(
         built,
         None if proxy is Proxy.NONE else (host, port),
+        needs(config),
         lambda: typer.echo(_how_to_ask(host, port)),
     )
     typer.echo("stopped", err=True)

@@ -192,7 +192,9 @@ def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
             field="architectures",
         )
     try:
-        model = AUTO_MODELS[task].from_config(AutoConfig.from_pretrained(folder))
+        model = AUTO_MODELS[task].from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        )
     except (ValueError, OSError, TypeError) as error:
         raise FamilyError(f"{folder / 'config.json'}: {error}") from None
     state = {k: v for k, v in read_state(folder).items() if not k.endswith("position_ids")}
@@ -246,7 +248,9 @@ def read_tokenizer(source: str, model: PreTrainedModel) -> Tokenizer:
         made = (
             Tokenizer.from_file(str(file))
             if file.is_file()
-            else AutoTokenizer.from_pretrained(file.parent).backend_tokenizer
+            else AutoTokenizer.from_pretrained(
+                file.parent, trust_remote_code=False
+            ).backend_tokenizer
         )
     except Exception as error:  # tokenizers raises bare Exception
         raise FamilyError(f"{file}: not a tokenizer file: {error}", field="tokenizer") from None

@@ -339,7 +339,7 @@ def _check_checkpoint(folder: Path, task: Task) -> PreTrainedConfig:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if is_official(stored):
             raise FamilyError(_unconverted(folder, stored))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             expected = AUTO_MODELS[task].from_config(config).state_dict()
     except (ValueError, OSError, TypeError) as error:

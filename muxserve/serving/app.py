@@ -4,10 +4,12 @@ A family that cannot be served fails here, before Ray deploys anything.
 """
 
 import importlib.util
+import logging
 import warnings
 from pathlib import Path
 from typing import Any, cast
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
@@ -17,7 +19,10 @@ from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_f
 from muxserve.serving.autoscaling import DrainPolicy
 from muxserve.serving.config import ReplicasConfig, ServeConfig
 from muxserve.serving.ingress import MuxIngress
+from muxserve.serving.placement import needs, shortfall
 from muxserve.serving.replica import MuxReplica
+
+log = logging.getLogger(__name__)
 
 
 def build_app(config: ServeConfig) -> serve.Application:
@@ -30,7 +35,10 @@ def build_app(config: ServeConfig) -> serve.Application:
     config = ServeConfig.model_validate(config.model_dump())
     config = config.model_copy(update={"family": checked_family(config)})
     if config.ingress.grpc_port is not None:
-        _check_triton_client("ingress.grpc_port")
+        _check_extra("ingress.grpc_port", "tritonclient", "triton")
+    if config.engine.runtime == "openvino":
+        _check_extra("engine.runtime=openvino", "openvino", "openvino")
+    _warn_of_shortfall(config)
     engines = {
         **_scaling(config.replicas, config.engine),
         "ray_actor_options": _resources(config.replicas),
@@ -40,7 +48,7 @@ def build_app(config: ServeConfig) -> serve.Application:
     if config.arrangement == "together":
         return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
     if config.backend == "triton":
-        _check_triton_client("backend")
+        _check_extra("backend=triton", "tritonclient", "triton")
         # Triton runs the forwards, so what scales here is the ingress.
         resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
         return _deployment(
@@ -88,11 +96,21 @@ def checked_family(config: ServeConfig) -> str:
     return str(folder.resolve())
 
 
-def _check_triton_client(setting: str) -> None:
-    if importlib.util.find_spec("tritonclient") is None:
+def _check_extra(setting: str, package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
         raise InvalidInput(
-            f"{setting} needs tritonclient: pip install 'muxserve[triton]'", field=setting
+            f"{setting} needs {package}: pip install 'muxserve[{extra}]'",
+            field=setting.partition("=")[0],
         )
+
+
+def _warn_of_shortfall(config: ServeConfig) -> None:
+    """Say what a cluster lacks; it may grow, so the application waits for it."""
+    if not ray.is_initialized():
+        return
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if missing := shortfall(needs(config), nodes):
+        log.warning("%s; the application waits until the cluster has grown", missing)
 
 
 def _deployment(kind: type, config: ServeConfig, **options: Any) -> serve.Deployment:

@@ -4,11 +4,14 @@ It tokenizes and hands token ids to a backend: replicas behind a handle, or the 
 process. It never runs a forward on its event loop.
 """
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from muxserve.engine.tokens import TextEncoder
@@ -21,6 +24,7 @@ from muxserve.serving.config import ServeConfig
 from muxserve.serving.garbage import collect_rarely
 from muxserve.serving.http import create_app
 from muxserve.serving.listener import Listener
+from muxserve.serving.ports import PortClaim
 from muxserve.serving.ray_metrics import RayMetrics
 from muxserve.serving.replica import load_engine, log_through_ray
 from muxserve.serving.schemas import ScoreFunction, check_texts
@@ -42,6 +46,11 @@ class MuxIngress:
         replicas: the engines; without, one is loaded here.
         """
         log_through_ray()
+        self._claims = [
+            PortClaim(config.ingress.direct_host, port, _owner(), f"ingress.{name}")
+            for name in ("direct_port", "grpc_port")
+            if (port := getattr(config.ingress, name)) is not None
+        ]
         self._listener: Listener | None = None
         if config.ingress.direct_port is not None:
             self._listener = Listener(config.ingress.direct_host, config.ingress.direct_port)
@@ -137,3 +146,12 @@ class MuxIngress:
         """Raise where the forward thread of this process has ended; Ray then replaces it."""
         if self._engine is not None and not self._engine.alive:
             raise RuntimeError("the forward thread has ended")
+
+
+def _owner() -> str:
+    """This application, told from all others that may run on this machine."""
+    cluster = ray.get_runtime_context().gcs_address
+    try:
+        return f"application {serve.get_replica_context().app_name!r} of the Ray at {cluster}"
+    except RayServeException:  # held by a program of its own, outside of Ray Serve
+        return f"process {os.getpid()} with the Ray at {cluster}"

@@ -1,61 +1,149 @@
 """An application in, a server on this machine out: what ``muxserve serve`` runs.
 
-Starts a Ray of its own and stops it again; it never joins a cluster that runs already.
+Starts a Ray of its own and stops it again; it never joins a cluster that runs already, and never
+touches one. Ray is called from a thread beside the main one, which waits for signals only: so one
+is heard at any moment, also while Ray starts or a replica is loaded.
 """
 
+import contextlib
+import logging
+import os
 import signal
-import socket
-from collections.abc import Callable
-from threading import Event
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
 
+import psutil
 import ray
 from ray import serve
 
 from muxserve.errors import InvalidInput
+from muxserve.serving.placement import Need, shortfall
 
 
 def serve_until_stopped(
-    app: serve.Application, proxy: tuple[str, int] | None, on_ready: Callable[[], None]
+    app: serve.Application,
+    proxy: tuple[str, int] | None,
+    wanted: Sequence[Need],
+    on_ready: Callable[[], None],
 ) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM; a second one ends at once, with every process of this Ray.
 
     Args:
         app: what ``build_app`` made.
         proxy: address and port where Ray Serve's proxy listens; None for no proxy.
+        wanted: what the application reserves.
         on_ready: called once requests would be answered.
+
+    Raises:
+        InvalidInput: this machine lacks what is wanted.
     """
-    stop = Event()
+    stop = threading.Event()
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _run(app, proxy, wanted, on_ready, stop)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ended.set()
+            stop.set()
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if stop.is_set():
+            _end_now(128 + number)
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
     try:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
-        # After ray.init, which sets handlers of its own.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        threading.Thread(target=run, name="muxserve-ray", daemon=True).start()
+        # Ray's core sets a handler of its own when it connects, which would end this process and
+        # leave Ray's behind: so ours is set again, and again until Ray is there.
+        while not ended.wait(_TURN_S):
+            for number in _SIGNALS:
+                signal.signal(number, on_signal)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if failures:
+        raise failures[0]
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TURN_S = 0.02
+
+
+def _run(
+    app: serve.Application,
+    proxy: tuple[str, int] | None,
+    wanted: Sequence[Need],
+    on_ready: Callable[[], None],
+    stop: threading.Event,
+) -> None:
+    of_ray = logging.getLogger("ray._private.worker")
+    of_ray.addFilter(_has_another_handler)
+    try:
+        # What fails here is not ours to shut down: nothing of ours runs yet.
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            # Nobody else has to reach this Ray.
+            _node_ip_address="127.0.0.1",
+        )
+    finally:
+        of_ray.removeFilter(_has_another_handler)
+    serving = False
+    try:
+        if stop.is_set():
+            return
+        missing = shortfall(wanted, [node["Resources"] for node in ray.nodes()])
+        if missing is not None:
+            raise InvalidInput(f"this machine cannot run the application: {missing}")
+        serving = True
         if proxy is None:
             serve.start(proxy_location="Disabled")
         else:
             serve.start(http_options={"host": proxy[0], "port": proxy[1]})
-        serve.run(app, name="default", route_prefix="/", blocking=False)
-        if not stop.is_set():
-            on_ready()
+        started = threading.Event()
+        failed: list[BaseException] = []
+
+        def deploy() -> None:
+            try:
+                serve.run(app, name="default", route_prefix="/", blocking=False)
+            except BaseException as error:
+                failed.append(error)
+            finally:
+                started.set()
+
+        # Waits for the replicas; a signal must not wait for them.
+        threading.Thread(target=deploy, name="muxserve-deploy", daemon=True).start()
+        while not started.wait(0.05) and not stop.is_set():
+            pass
+        if stop.is_set():
+            return
+        if failed:
+            raise failed[0]
+        on_ready()
         stop.wait()
     finally:
-        serve.shutdown()
+        if serving:
+            # It would connect to any Ray of this machine, were ours not there.
+            serve.shutdown()
         ray.shutdown()
 
 
-def check_port_is_free(host: str, port: int) -> None:
-    """Raise InvalidInput where nothing can listen on ``host:port``."""
-    try:
-        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise InvalidInput(f"--host {host}: {error.strerror}", field="host") from None
-    with socket.socket(kind, socket.SOCK_STREAM) as probe:
-        # A port whose last connections linger in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise InvalidInput(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port",
-                field="port",
-            ) from None
+def _has_another_handler(record: logging.LogRecord) -> bool:
+    """Ray warns that it sets no handler for SIGTERM from this thread: there is ours."""
+    return "SIGTERM handler is not set" not in record.msg
+
+
+def _end_now(status: int) -> None:
+    """End this process and all that it started."""
+    own = psutil.Process()
+    for child in own.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    os._exit(status)

@@ -127,7 +127,7 @@ def read_encoder(folder: Path) -> tuple[PlainEncoder, Tokenizer]:
         ValueError: for a folder that has none, or one of another kind.
     """
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no pretrained encoder: {str(error).splitlines()[0]}") from None
     return plain_encoder(model), read_tokenizer(str(folder), model)

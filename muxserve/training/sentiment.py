@@ -166,7 +166,9 @@ def _teacher(
         )
         with built_whole(folder) as building:
             made.save_pretrained(building)
-    teacher: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(folder)
+    teacher: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder, trust_remote_code=False
+    )
     teacher.to(device)  # type: ignore[arg-type]
     return teacher.eval()
 

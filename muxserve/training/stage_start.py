@@ -56,7 +56,7 @@ def stage_network(
         official = load_official(stored, read_state(folder), retrieval_head=True)
         model: PreTrainedModel = _further(recipe, labels, official.config, official.state_dict())
     elif str(stored.get("model_type")).startswith("mux"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = _further(recipe, labels, config, read_state(folder))
     elif recipe.num_instances == 1:
         model = _plain_classifier(recipe, labels, folder)
@@ -156,7 +156,9 @@ def _plain_classifier(
 
 def _read_plain(auto: Any, folder: Path, **fields: Any) -> PreTrainedModel:
     try:
-        model = auto.from_pretrained(folder, ignore_mismatched_sizes=True, **fields)
+        model = auto.from_pretrained(
+            folder, ignore_mismatched_sizes=True, trust_remote_code=False, **fields
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"start: {folder}: {str(error).splitlines()[0]}") from None
     return cast(PreTrainedModel, model)

@@ -183,7 +183,7 @@ def _generator(recipe: StageRecipe, model: PreTrainedModel) -> PreTrainedModel |
         return None
     folder = fetch(recipe.generator, ("*.safetensors", "*.bin", "*.json"))
     try:
-        generator = AutoModelForMaskedLM.from_pretrained(folder).eval()
+        generator = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"generator: {folder}: {str(error).splitlines()[0]}") from None
     if generator.config.vocab_size != model.config.vocab_size:

@@ -44,6 +44,7 @@ def fine_tune(
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         base,
+        trust_remote_code=False,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={name: index for index, name in enumerate(labels)},

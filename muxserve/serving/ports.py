@@ -1,0 +1,95 @@
+"""A port in, whether it is ours to listen on out.
+
+Ingresses of one application on one machine share a port: the kernel spreads connections over them.
+It would do so as well with those of another application or server, and a client would be answered
+by the wrong model without a word. So a port has one owner, told by a lock that its processes hold.
+"""
+
+import fcntl
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from muxserve.errors import InvalidInput
+
+#: Whoever holds a lock alone holds it for microseconds.
+_TRIES, _PAUSE_S = 50, 0.02
+
+
+def check_port_is_free(host: str, port: int, field: str) -> None:
+    """Raise InvalidInput where nothing can listen on ``host:port``.
+
+    Args:
+        host: an address or a name.
+        port: which.
+        field: the setting or option that chooses the port.
+    """
+    try:
+        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise InvalidInput(f"cannot listen on {host}: {error.strerror}", field="host") from None
+    with socket.socket(kind, socket.SOCK_STREAM) as probe:
+        # A port whose last connections linger in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with {field}",
+                field=field,
+            ) from None
+
+
+class PortClaim:
+    """This process's part in an owner's claim of a port; it ends with the process, or ``release``.
+
+    The lock is the kernel's (``flock``), so that a process that is killed leaves none behind.
+    """
+
+    def __init__(self, host: str, port: int, owner: str, field: str) -> None:
+        """Join the owner's claim, or make it.
+
+        Args:
+            host: where the port is listened on.
+            port: which.
+            owner: names the application and its cluster; the same in all its processes.
+            field: the setting that chooses the port.
+
+        Raises:
+            InvalidInput: another owner has the port, or another program.
+        """
+        path = Path(tempfile.gettempdir()) / f"muxserve-port-{port}-{os.getuid()}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file: BinaryIO = os.fdopen(os.open(path, flags, 0o600), "r+b", buffering=0)
+        try:
+            if self._lock(fcntl.LOCK_EX):
+                check_port_is_free(host, port, field)
+                self._file.truncate(0)
+                self._file.write(owner.encode())
+            for _ in range(_TRIES):
+                if self._lock(fcntl.LOCK_SH):
+                    break
+                time.sleep(_PAUSE_S)
+            self._file.seek(0)
+            other = self._file.read().decode(errors="replace")
+            if other != owner:
+                raise InvalidInput(
+                    f"port {port} is {other}'s; choose another with {field}", field=field
+                )
+        except BaseException:
+            self.release()
+            raise
+
+    def _lock(self, kind: int) -> bool:
+        try:
+            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give the part up."""
+        self._file.close()
