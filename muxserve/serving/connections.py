@@ -39,8 +39,9 @@ class ConnectionsConfig(BaseModel):
         ge=16,
         le=1_000_000,
         description="Connections of one ingress to direct_port, and as many to grpc_port; by "
-        "default what its file descriptors allow, 16384 at most. Where it is full, those that ask "
-        "nothing are closed first, then new ones get 503.",
+        "default what its file descriptors allow, 16384 at most, and a sixteenth of the "
+        "descriptors over gRPC. Where it is full, HTTP connections that ask nothing are closed "
+        "first, then new ones get 503.",
     )
     first_byte_timeout_s: float = Field(
         20.0, gt=0, le=3600, description="Seconds from a connection to its first request."
@@ -128,7 +129,7 @@ class Connections:
 
     def start(self) -> None:
         """Settle the limit, and sweep from now on."""
-        self.limit = self.config.max_connections or connections_allowed()
+        self.limit = self.config.max_connections or _connections_allowed()
         self._sweep_later()
 
     def stop(self) -> None:
@@ -220,8 +221,13 @@ def raise_descriptor_limit() -> int:
     return soft
 
 
-def connections_allowed() -> int:
-    """Connections that leave descriptors for the rest of this process."""
+def grpc_connections_allowed() -> int:
+    """As many as the descriptors hold that HTTP leaves; one carries any number of calls."""
+    return max(_FEWEST, min(_MOST, raise_descriptor_limit() // 16))
+
+
+def _connections_allowed() -> int:
+    """HTTP connections that leave descriptors for the rest of this process."""
     most = raise_descriptor_limit()
     folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     spare = max(_FEWEST_SPARE, most // 8)

@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError
-from muxserve.serving.connections import ConnectionsConfig, connections_allowed
+from muxserve.serving.connections import ConnectionsConfig, grpc_connections_allowed
 from muxserve.serving.errors import Internal, NotFound
 from muxserve.serving.oip import (
     VERSION,
@@ -91,7 +91,10 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
     idle_ms = round(config.idle_timeout_s * 1000)
     return [
         ("grpc.max_receive_message_length", max_body_bytes),
-        ("grpc.max_allowed_incoming_connections", config.max_connections or connections_allowed()),
+        (
+            "grpc.max_allowed_incoming_connections",
+            config.max_connections or grpc_connections_allowed(),
+        ),
         ("grpc.max_concurrent_streams", config.max_grpc_streams),
         # From this size on gRPC refuses some, and from the second on all.
         ("grpc.max_metadata_size", config.max_head_bytes),
