@@ -11,7 +11,11 @@ from typing import Any
 import httptools
 import orjson
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from muxserve.errors import MuxserveError, Overloaded
@@ -49,6 +53,8 @@ class MuxProtocol(HttpToolsProtocol):
         self._head_bytes = 0  # of the head that is being read, or more
         self._framing_bytes = 0  # of the body that is being read, beside what its bytes may take
         self._refusal: MuxserveError | None = None
+        # None before the first request; uvicorn's types do not say so.
+        self.cycle: RequestResponseCycle | None  # type: ignore[assignment]
         self._last_words: bytes | None = None
 
     # The transport's side
@@ -190,7 +196,8 @@ class MuxProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._whole = True
         if not self.pipeline:
-            self.phase = Phase.IDLE if self.cycle.response_complete else Phase.ANSWER
+            answered = self.cycle is not None and self.cycle.response_complete
+            self.phase = Phase.IDLE if answered else Phase.ANSWER
 
     def on_response_complete(self) -> None:
         # As uvicorn's, but the sweep looks after the deadlines instead of a timer per answer.

@@ -195,12 +195,12 @@ def test_a_body_that_trickles_ends_with_504(port):
     pytest.fail("it went on")
 
 
-@pytest.mark.parametrize("name", [b"a", b"\r\nb: c\r\n"], ids=["one value", "many"])
+@pytest.mark.parametrize("name", [b"a", b"\r\nb: c"], ids=["one value", "many"])
 def test_megabytes_of_head_get_431(port, name):
     with connect(port) as client:
         client.sendall(b"GET / HTTP/1.1\r\na: ")
         for _ in range(160):
-            client.sendall((name * 65_536)[:65_536])
+            client.sendall(name * (65_536 // len(name)))
         client.shutdown(socket.SHUT_WR)
         refused(all_of(client), 431, "head_too_large")
     answered(port)
@@ -211,11 +211,9 @@ def test_a_head_of_60_kb_is_read(port):
     assert httpx.post(f"http://127.0.0.1:{port}/", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("path", [b"/large"])
-def test_a_client_that_never_reads_is_let_go(port, path):
+def test_a_client_that_never_reads_is_let_go(port):
     with connect(port) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.sendall(b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n" % path)
+        client.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
         time.sleep(3)
         assert len(all_of(client)) < 20_000_000
     answered(port)
