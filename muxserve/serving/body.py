@@ -1,7 +1,8 @@
 """An ASGI request's messages in, its body out, within a limit of bytes and of time.
 
 A body that says it is too large is refused before a byte of it is read; one that does not say so is
-refused at the message that makes it too large.
+refused at the message that makes it too large. One that came packed is unpacked within the same
+limits.
 """
 
 from starlette.types import Receive, Scope
@@ -9,6 +10,7 @@ from starlette.types import Receive, Scope
 from muxserve.errors import DeadlineExceeded
 from muxserve.serving.errors import BodyTooLarge
 from muxserve.serving.timers import Timers
+from muxserve.serving.unpacking import unpacked
 
 
 class ClientGone(Exception):
@@ -18,20 +20,26 @@ class ClientGone(Exception):
 async def read_body(
     scope: Scope, receive: Receive, max_bytes: int, timeout_s: float, timers: Timers
 ) -> bytes:
-    """The whole body.
+    """The whole body, without its Content-Encoding.
 
     Raises:
-        BodyTooLarge: more than ``max_bytes``.
-        DeadlineExceeded: it did not arrive within ``timeout_s``.
+        BodyTooLarge: more than ``max_bytes``, as it came or unpacked.
+        DeadlineExceeded: it did not arrive within ``timeout_s``, however steadily it came.
+        MalformedEncoding: it is not what its Content-Encoding says.
+        UnsupportedEncoding: its Content-Encoding is none that is read here.
         ClientGone: the client went away.
     """
+    encodings = []
     for name, value in scope["headers"]:
+        if name == b"content-encoding":
+            encodings.append(value)
         # A length that is no number is the HTTP server's to refuse.
         if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
             raise _too_large(max_bytes)
     try:
         with timers.timeout(timeout_s):
-            return await _read(receive, max_bytes)
+            body = await _read(receive, max_bytes)
+            return await unpacked(body, b", ".join(encodings), max_bytes) if encodings else body
     except TimeoutError:
         raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from muxserve.engine.config import EngineConfig
+from muxserve.serving.connections import ConnectionsConfig
 from muxserve.triton.config import TritonConfig
 
 
@@ -219,6 +220,9 @@ class ServeConfig(BaseModel):
     limits: LimitsConfig = Field(default_factory=LimitsConfig, description="Of one request.")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="Of each engine.")
     ingress: IngressConfig = Field(default_factory=IngressConfig, description="HTTP processes.")
+    connections: ConnectionsConfig = Field(
+        default_factory=ConnectionsConfig, description="To direct_port and grpc_port."
+    )
     replicas: ReplicasConfig = Field(
         default_factory=ReplicasConfig, description="Engine processes."
     )

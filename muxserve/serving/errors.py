@@ -48,3 +48,38 @@ class Internal(MuxserveError):
 
     def __init__(self) -> None:
         super().__init__("an internal error; the server's log says more")
+
+
+class BadRequest(MuxserveError):
+    """What came is no HTTP request that can be read; its connection is closed."""
+
+    code = "bad_request"
+    status = 400
+
+
+class HeadTimeout(MuxserveError):
+    """A request's head did not arrive in time; its connection is closed."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class HeadTooLarge(MuxserveError):
+    """A request's head has more bytes than allowed; its connection is closed."""
+
+    code = "head_too_large"
+    status = 431
+
+
+class MalformedEncoding(MuxserveError):
+    """The body is not what its Content-Encoding says."""
+
+    code = "malformed_encoding"
+    status = 400
+
+
+class UnsupportedEncoding(MuxserveError):
+    """The body's Content-Encoding is none that is read here."""
+
+    code = "unsupported_encoding"
+    status = 415

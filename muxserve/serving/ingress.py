@@ -53,9 +53,11 @@ class MuxIngress:
         ]
         self._listener: Listener | None = None
         if config.ingress.direct_port is not None:
-            self._listener = Listener(config.ingress.direct_host, config.ingress.direct_port)
+            self._listener = Listener(
+                config.ingress.direct_host, config.ingress.direct_port, config.connections
+            )
         self._grpc: GrpcListener | None = None
-        self._ingress = config.ingress
+        self._ingress, self._connections = config.ingress, config.connections
         self._engine = None
         self._local: LocalBackend | None = None
         backend: Backend
@@ -96,7 +98,7 @@ class MuxIngress:
             from muxserve.serving.oip_grpc import GrpcListener  # needs the extra 'triton'
 
             host, port = self._ingress.direct_host, self._ingress.grpc_port
-            self._grpc = GrpcListener(self._service, host, port)
+            self._grpc = GrpcListener(self._service, host, port, self._connections)
         return app
 
     async def __del__(self) -> None:

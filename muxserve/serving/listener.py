@@ -9,13 +9,19 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from muxserve.errors import InvalidInput
+from muxserve.serving.connections import (
+    Connections,
+    ConnectionsConfig,
+    raise_descriptor_limit,
+)
+from muxserve.serving.protocol import MuxProtocol
 from muxserve.serving.timers import Timer, Timers
 
 #: A request that takes longer is watched for a client that has gone; most are answered before.
@@ -30,13 +36,16 @@ _SOCKETS = 128
 class Listener:
     """Serves an app on ``host:port`` from the running event loop."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, connections: ConnectionsConfig | None = None) -> None:
         """Bind at once, so that a port that is taken is told before anything is loaded.
 
         Raises:
             InvalidInput: nothing can listen there.
         """
-        self._sockets = [bound_socket(host, port) for _ in range(_SOCKETS)]
+        # With few descriptors, fewer are for listening.
+        sockets = min(_SOCKETS, max(1, raise_descriptor_limit() // 8))
+        self._sockets = [bound_socket(host, port) for _ in range(sockets)]
+        self._connections = Connections(connections or ConnectionsConfig())
         self._task: asyncio.Task[None] | None = None
         self._server: uvicorn.Server | None = None
 
@@ -44,16 +53,16 @@ class Listener:
         """Answer from now on."""
         config = uvicorn.Config(
             _watching_clients(app),
-            http=_Protocol,
+            http=cast(type[asyncio.Protocol], partial(MuxProtocol, self._connections)),
+            ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
             # Nobody here reads the client's address.
             proxy_headers=False,
-            # Longer than clients and load balancers keep an idle connection.
-            timeout_keep_alive=75,
         )
+        self._connections.start()
         self._server = _Server(config)
         self._task = asyncio.get_running_loop().create_task(
             self._server.serve(sockets=self._sockets)
@@ -64,55 +73,7 @@ class Listener:
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
             await self._task
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, which writes the head of an answer and its body apart: here they leave as one."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_OneWrite(transport))
-
-
-class _OneWrite(asyncio.Transport):
-    """A transport that hands the kernel at once what one turn of the loop wrote."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__()
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._held: list[bytes | bytearray | memoryview] = []
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._held:
-            self._loop.call_soon(self._flush)
-        self._held.append(data)
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, []
-            self._transport.write(b"".join(held))
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def pause_reading(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._transport.resume_reading()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._transport.set_protocol(protocol)
+            self._connections.stop()
 
 
 class _Server(uvicorn.Server):

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError
+from muxserve.serving.connections import ConnectionsConfig, grpc_connections_allowed
 from muxserve.serving.errors import Internal, NotFound
 from muxserve.serving.oip import (
     VERSION,
@@ -50,14 +51,21 @@ Context = Any
 class GrpcListener:
     """Serves one service on ``host:port``, on the running event loop."""
 
-    def __init__(self, service: TextService, host: str, port: int) -> None:
+    def __init__(
+        self,
+        service: TextService,
+        host: str,
+        port: int,
+        connections: ConnectionsConfig | None = None,
+    ) -> None:
         """Bind at once.
 
         Raises:
             InvalidInput: nothing can listen there.
         """
         most = service.limits.max_body_bytes
-        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", most)])
+        options = _options(connections or ConnectionsConfig(), most)
+        self._server = grpc.aio.server(options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             _Servicer(Model(service)), self._server
         )
@@ -76,6 +84,28 @@ class GrpcListener:
         """Take no more calls, finish what is under way."""
         await self._starting
         await self._server.stop(_GRACE_S)
+
+
+def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, int]]:
+    """gRPC's own names for the limits of a connection."""
+    idle_ms = round(config.idle_timeout_s * 1000)
+    return [
+        ("grpc.max_receive_message_length", max_body_bytes),
+        (
+            "grpc.max_allowed_incoming_connections",
+            config.max_connections or grpc_connections_allowed(),
+        ),
+        ("grpc.max_concurrent_streams", config.max_grpc_streams),
+        # From this size on gRPC refuses some, and from the second on all.
+        ("grpc.max_metadata_size", config.max_head_bytes),
+        ("grpc.absolute_max_metadata_size", config.max_head_bytes),
+        # Until the client has spoken HTTP/2.
+        ("grpc.server_handshake_timeout_ms", round(config.first_byte_timeout_s * 1000)),
+        ("grpc.max_connection_idle_ms", idle_ms),
+        # A client that no longer answers or reads is let go.
+        ("grpc.keepalive_time_ms", idle_ms),
+        ("grpc.keepalive_timeout_ms", round(config.write_timeout_s * 1000)),
+    ]
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -162,8 +162,6 @@ class _Infer:
         self, body: bytes, headers: Mapping[bytes, bytes], began_s: float
     ) -> tuple[bytes, int | None]:
         """The response's body, and the bytes of its JSON where binary data follows them."""
-        if headers.get(b"content-encoding", b"identity") != b"identity":
-            raise InvalidInput("compressed bodies are not read here; send it plain", field="body")
         asked = parse(InferBody, body[: (json_end := _json_end(headers, len(body)))])
         inference = _read(asked, body[json_end:])
         arrays = await self._model.infer(inference, since_s=began_s)

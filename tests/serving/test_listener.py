@@ -12,7 +12,7 @@ import uvloop
 
 from muxserve.bench.server import free_port
 from muxserve.errors import InvalidInput
-from muxserve.serving import listener as listener_module
+from muxserve.serving import protocol as protocol_module
 from muxserve.serving.listener import Listener
 
 BOUND_S = 20
@@ -130,13 +130,13 @@ def test_an_address_that_is_not_here_is_refused_at_once():
 def test_the_head_and_the_body_of_an_answer_leave_as_one(monkeypatch):
     written: list[bytes] = []
 
-    class Recording(listener_module._OneWrite):
+    class Recording(protocol_module.OneWrite):
         def _flush(self) -> None:
             if self._held:
                 written.append(b"".join(self._held))
             super()._flush()
 
-    monkeypatch.setattr(listener_module, "_OneWrite", Recording)
+    monkeypatch.setattr(protocol_module, "OneWrite", Recording)
 
     async def ask() -> None:
         async with listening(echo, free_port()) as url, httpx.AsyncClient() as client:
