@@ -30,7 +30,9 @@ def check_port_is_free(host: str, port: int, field: str) -> None:
     try:
         kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise InvalidInput(f"cannot listen on {host}: {error.strerror}", field="host") from None
+        raise InvalidInput(
+            f"cannot listen on {host} (--host): {error.strerror}", field="host"
+        ) from None
     with socket.socket(kind, socket.SOCK_STREAM) as probe:
         # A port whose last connections linger in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

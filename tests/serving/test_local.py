@@ -164,7 +164,7 @@ def test_what_is_open_is_what_the_docs_say(other):
                 continue
             if one.laddr.port in promised:
                 found.add(one.laddr.port)
-                assert one.laddr.ip == "127.0.0.1"
+                assert one.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
             else:
                 # Ray's proxy, and its direct ingress with HTTP and gRPC.
                 ports = (8000, 9000, *range(30000, 31001), *range(40000, 41001))
@@ -209,7 +209,6 @@ def test_a_missing_extra_is_one_line_before_ray_starts(tiny_family: Path):
     )
     for package, extra, settings in (
         ("openvino", "openvino", ["engine.runtime=openvino"]),
-        ("tritonclient", "triton", [f"ingress.grpc_port={free_port()}"]),
         ("tritonclient", "triton", ["backend=triton", "triton.url=127.0.0.1:1"]),
     ):
         ended = subprocess.run(
