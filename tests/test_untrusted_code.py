@@ -1,4 +1,4 @@
-"""What is loaded is data: no code from a checkpoint's folder runs, and nobody is asked whether to."""
+"""What is loaded is data: no code of a checkpoint runs, and nobody is asked whether to."""
 
 import ast
 import json

@@ -1,10 +1,12 @@
 """Texts in, token ids out; says which text is empty or too long, and never cuts one in silence."""
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from muxserve.engine.borders import has_word_borders, last_border, next_border
 from muxserve.engine.request import Tokens, Word
 from muxserve.errors import InvalidInput, MuxserveError, TextTooLong
 from muxserve.models.family import Family
@@ -13,6 +15,20 @@ from muxserve.models.words import word_spans
 #: One text of up to so many characters is quicker without the batch call's thread pool; a longer
 #: one is not, and the batch call lets other threads run meanwhile, which the other does not.
 _SHORT_CHARACTERS = 2000
+#: Characters of a long text that are tokenized first, for each token that is kept; where they are
+#: not enough, so many times more are.
+_FIRST_CHARACTERS = 8
+_MORE_TIMES = 8
+
+#: What becomes of a text that is too long: True keeps its start, "left" its end, False refuses it.
+Truncate = bool | Literal["left"]
+
+
+class _Encoded(NamedTuple):
+    """A text's tokens, cut; and where the part begins that was tokenized, in characters."""
+
+    encoding: Encoding
+    start: int
 
 
 class TextEncoder:
@@ -26,18 +42,19 @@ class TextEncoder:
         """
         self.max_length = max_length
         self._words = words
-        self._whole = Tokenizer.from_str(tokenizer.to_str())
-        self._whole.no_padding()
-        self._whole.no_truncation()
-        self._cut = Tokenizer.from_str(self._whole.to_str())
-        self._cut.enable_truncation(max_length)
+        whole = Tokenizer.from_str(tokenizer.to_str())
+        whole.no_padding()
+        self._right, self._left = (Tokenizer.from_str(whole.to_str()) for _ in range(2))
+        self._right.enable_truncation(max_length)
+        self._left.enable_truncation(max_length, direction="left")
+        self._in_parts = has_word_borders(whole)
 
     @classmethod
     def of_family(cls, family: Family) -> "TextEncoder":
         """The encoder that a family's task asks for."""
         return cls(family.tokenizer, family.spec.max_length, words=family.spec.of_tokens)
 
-    def encode(self, texts: Sequence[str], *, truncate: bool = True) -> list[Tokens]:
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = True) -> list[Tokens]:
         """Token ids of each text.
 
         Raises:
@@ -50,61 +67,91 @@ class TextEncoder:
         return encoded
 
     def encode_each(
-        self, requests: Sequence[tuple[Sequence[str], bool]]
+        self, requests: Sequence[tuple[Sequence[str], Truncate]]
     ) -> list[list[Tokens] | MuxserveError]:
         """Token ids of the texts of several requests, or the error of a request.
 
         Args:
-            requests: texts, and whether those that are too long are cut.
+            requests: texts, and what becomes of those that are too long.
         """
         refused = [_refused(one) for one, _ in requests]
-        encodings = {
-            truncate: iter(
+        encoded = {
+            left: iter(
                 self._encodings(
-                    self._cut if truncate else self._whole,
                     [
                         text
-                        for (one, cut), no in zip(requests, refused, strict=True)
-                        if no is None and cut == truncate
+                        for (one, truncate), no in zip(requests, refused, strict=True)
+                        if no is None and (truncate == "left") == left
                         for text in one
                     ],
+                    left=left,
                 )
             )
-            for truncate in (True, False)
+            for left in (True, False)
         }
         answers: list[list[Tokens] | MuxserveError] = []
         for (one, truncate), no in zip(requests, refused, strict=True):
             if no is not None:
                 answers.append(no)
                 continue
-            own = [next(encodings[truncate]) for _ in one]
+            own = [next(encoded[truncate == "left"]) for _ in one]
             try:
-                answers.append([self._tokens(own[i], one, i) for i in range(len(one))])
+                answers.append([self._tokens(own[i], one, i, truncate) for i in range(len(one))])
             except TextTooLong as error:
                 answers.append(error)
         return answers
 
-    def _encodings(self, tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
-        if not texts:
-            return []
+    def _encodings(self, texts: list[str], *, left: bool) -> list[_Encoded]:
+        """Each text's tokens; of a long text only as much is tokenized as is kept, where parts of
+        it have the tokens that they have in the whole."""
+        found: list[_Encoded | None] = [None] * len(texts)
+        pending = list(range(len(texts)))
+        size = _FIRST_CHARACTERS * self.max_length
+        while pending:
+            spans = [self._span(texts[i], size, left=left) for i in pending]
+            parts = [texts[i][start:end] for i, (start, end) in zip(pending, spans, strict=True)]
+            encodings = self._encode_parts(self._left if left else self._right, parts)
+            more = []
+            for i, (start, end), encoding in zip(pending, spans, encodings, strict=True):
+                if end - start == len(texts[i]) or self._is_cut(encoding):
+                    found[i] = _Encoded(encoding, start)
+                else:
+                    more.append(i)
+            pending, size = more, size * _MORE_TIMES
+        return [one for one in found if one is not None]
+
+    def _span(self, text: str, size: int, *, left: bool) -> tuple[int, int]:
+        """The part of about ``size`` characters that is tokenized first, or the whole text."""
+        if self._in_parts and len(text) > 2 * size:
+            border = next_border(text, len(text) - size) if left else last_border(text, size)
+            if border is not None:
+                return (border, len(text)) if left else (0, border)
+        return 0, len(text)
+
+    def _encode_parts(self, tokenizer: Tokenizer, texts: list[str]) -> list[Encoding]:
         if len(texts) == 1 and len(texts[0]) <= _SHORT_CHARACTERS:
             return [tokenizer.encode(texts[0])]
         if self._words:
             return tokenizer.encode_batch(texts)
         return tokenizer.encode_batch_fast(texts)
 
-    def _tokens(self, encoding: Encoding, texts: Sequence[str], index: int) -> Tokens:
-        ids = encoding.ids
-        if len(ids) > self.max_length:
+    def _is_cut(self, encoding: Encoding) -> bool:
+        # What was cut off is looked at only where it may be there: it is copied on the way here.
+        return len(encoding) == self.max_length and bool(encoding.overflowing)
+
+    def _tokens(
+        self, encoded: _Encoded, texts: Sequence[str], index: int, truncate: Truncate
+    ) -> Tokens:
+        encoding, start = encoded
+        truncated = self._is_cut(encoding)
+        if truncated and truncate is False:
             raise TextTooLong(
-                f"the text has {len(ids)} tokens, the family takes {self.max_length}; "
-                "shorten it or allow truncation",
+                f"the text has more than {self.max_length} tokens, the family takes "
+                f"{self.max_length}; shorten it or allow truncation",
                 field=_field(index, texts),
             )
-        # What was cut off is looked at only where it may be there: it is copied on the way here.
-        truncated = len(ids) == self.max_length and bool(encoding.overflowing)
-        words = _words(encoding, texts[index]) if self._words else ()
-        return Tokens(np.asarray(ids, dtype=np.int64), truncated, words)
+        words = _words(encoding, texts[index], start) if self._words else ()
+        return Tokens(np.asarray(encoding.ids, dtype=np.int64), truncated, words)
 
 
 def _refused(texts: Sequence[str]) -> MuxserveError | None:
@@ -123,10 +170,11 @@ def _refused(texts: Sequence[str]) -> MuxserveError | None:
     return None
 
 
-def _words(encoding: Encoding, text: str) -> list[Word]:
+def _words(encoding: Encoding, text: str, at: int) -> list[Word]:
+    """The words of a text whose part from ``at`` on was encoded."""
     return [
-        Word(text[span.start : span.end], span.start, span.end, span.first)
-        for span in word_spans(encoding)
+        Word(text[at + one.start : at + one.end], at + one.start, at + one.end, one.first)
+        for one in word_spans(encoding)
     ]
 
 

@@ -230,10 +230,13 @@ class BundlingBackend:
         return await self._replicas.ready()
 
     async def stats(self) -> dict[str, Any]:
+        told = await self._replicas.stats()
+        engines = [one for one in told if not one.get("missing")]
         # Texts / bundles is how many share the cost of one call.
         return {
-            "engines": await self._replicas.stats(),
+            "engines": engines,
             "ingress": {
+                "missing_engines": len(told) - len(engines),
                 "waiting": self._waiting_texts,
                 "calls_in_flight": len(self._in_flight),
                 "bundles": self._bundles,

@@ -21,7 +21,8 @@ from muxserve.serving.bundles import Bundle, BundleAnswer
 log = logging.getLogger(__name__)
 
 _PROBE_PAUSE_S = 0.2
-_STATS_TIMEOUT_S = 5.0
+#: A replica tells its counters from its event loop, which a forward never holds.
+_STATS_TIMEOUT_S = 1.0
 
 
 class ReplicaCalls:
@@ -103,18 +104,43 @@ class ReplicaCalls:
         return True
 
     async def stats(self) -> list[dict[str, Any]]:
-        """Counters of every replica."""
+        """Counters of every replica that tells them in time; of one that does not, that it is
+        missing: one that hangs takes nobody else's from sight."""
         try:
             answers = await self._ask_all("stats", _STATS_TIMEOUT_S)
         except (DeploymentUnavailableError, TimeoutError):
             return []
-        return [answer for answer in answers if isinstance(answer, dict)]
+        return [
+            {"missing": True} if isinstance(answer, TimeoutError) else answer
+            for answer in answers
+            if isinstance(answer, dict | TimeoutError)
+        ]
 
     async def _ask_all(self, method: str, timeout_s: float) -> list[Any]:
-        """What every replica answers, or its exception."""
-        return await self._handle.broadcast(method).results_async(
-            timeout_s=timeout_s, return_exceptions=True
-        )
+        """What every replica answers, or its exception: TimeoutError of one that is late.
+
+        Raises:
+            DeploymentUnavailableError: there is none.
+            TimeoutError: Ray itself does not say in time which there are.
+        """
+        began_s = time.monotonic()
+        # results_async() gives nothing where one is late, so each is awaited by itself.
+        sent = self._handle.broadcast(method)._fetch_replica_results_async()
+        async with asyncio.timeout(timeout_s):
+            results = await sent
+        calls = [asyncio.ensure_future(one.get_async()) for one in results]
+        if not calls:
+            return []
+        left_s = max(0.0, began_s + timeout_s - time.monotonic())
+        try:
+            await asyncio.wait(calls, timeout=left_s)
+            return [_outcome(call) for call in calls]
+        finally:
+            for call, result in zip(calls, results, strict=True):
+                if not call.done():
+                    call.cancel()
+                    # Or calls of a replica that hangs would gather there.
+                    result.cancel()
 
     async def _some_replica(self) -> None:
         if self._alive.is_set():
@@ -144,6 +170,12 @@ class ReplicaCalls:
                 await asyncio.sleep(_PROBE_PAUSE_S)
             else:
                 self._alive.set()
+
+
+def _outcome(call: "asyncio.Future[Any]") -> Any:
+    if not call.done() or call.cancelled():
+        return TimeoutError()
+    return call.exception() or call.result()
 
 
 async def _cancelling(response: Any) -> Any:

@@ -23,6 +23,13 @@ class LimitsConfig(BaseModel):
     max_texts_per_request: int = Field(
         512, ge=1, le=65_536, description="Texts of one request; more are refused with 413."
     )
+    max_characters_per_text: int = Field(
+        100_000,
+        ge=1,
+        le=10_000_000,
+        description="Characters of one text; a longer one is refused with 413, whether it may be "
+        "cut or not.",
+    )
     max_body_bytes: int = Field(
         2 * 1024 * 1024,
         ge=1024,

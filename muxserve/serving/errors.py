@@ -6,6 +6,31 @@ needs.
 
 from muxserve.errors import MuxserveError
 
+#: Characters of what a client sent that an error repeats; gRPC's trailers have a limit too.
+_SHOWN_CHARACTERS = 100
+
+
+def shown(value: object, *, quoted: bool = True) -> str:
+    """A client's value for an error: printable, and cut before anything else is done with it.
+
+    Args:
+        value: of any type and size.
+        quoted: whether a text is in quotes.
+    """
+    if isinstance(value, list | tuple | dict):
+        return f"{type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a number of many digits"
+    cut = False
+    if isinstance(value, str | bytes):
+        cut = len(value) > _SHOWN_CHARACTERS
+        value = value[:_SHOWN_CHARACTERS]
+    told = repr(value)
+    if isinstance(value, str) and not quoted:
+        told = told[1:-1]
+    cut = cut or len(told) > 2 * _SHOWN_CHARACTERS
+    return told[: 2 * _SHOWN_CHARACTERS] + ("..." if cut else "")
+
 
 class MalformedJson(MuxserveError):
     """The body is not JSON in UTF-8."""

@@ -21,11 +21,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from muxserve import __version__
+from muxserve.engine.tokens import Truncate
 from muxserve.errors import MuxserveError, NotReady, Overloaded
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.body import ClientGone, read_body
-from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound
+from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound, shown
 from muxserve.serving.metrics import CONTENT_TYPE, exposition
+from muxserve.serving.oip_rest import as_json as oip_error
 from muxserve.serving.oip_rest import routes as oip_routes
 from muxserve.serving.openapi import describe
 from muxserve.serving.schemas import (
@@ -100,11 +102,11 @@ class _HttpApp(FastAPI):
         return self._described
 
     async def _predict(self, body: bytes, began_s: float) -> Reply:
-        request = parse(PredictRequest, body)
+        request = parse(PredictRequest, body, self._service.limits.max_texts_per_request)
         timeout_ms = request.timeout_ms
         answered = await self._service.classify(
             _as_list(request.inputs),
-            truncate=request.truncate is not False,
+            truncate=_truncate(request),
             max_num_instances=request.max_num_instances,
             isolation_key=request.isolation_key,
             timeout_s=None if timeout_ms is None else timeout_ms / 1000,
@@ -114,14 +116,16 @@ class _HttpApp(FastAPI):
         return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
 
     async def _classify(self, body: bytes, began_s: float) -> Reply:
-        request = parse(ClassificationRequest, body)
+        request = parse(ClassificationRequest, body, self._service.limits.max_texts_per_request)
         parameters = request.parameters or ClassificationParameters()
         answered = await self._service.classify(_as_list(request.inputs), since_s=began_s)
         answers = entries(answered, self._service.spec, parameters.function_to_apply)
         return _answer([one[: parameters.top_k] for one in answers], answered)
 
     async def _tag(self, body: bytes, began_s: float) -> Reply:
-        request = parse(TokenClassificationRequest, body)
+        request = parse(
+            TokenClassificationRequest, body, self._service.limits.max_texts_per_request
+        )
         parameters = request.parameters or TokenClassificationParameters()
         ignored = set(parameters.ignore_labels or ())
         answered = await self._service.classify(_as_list(request.inputs), since_s=began_s)
@@ -190,6 +194,12 @@ class _JsonEndpoint:
             service.stages.total_s += time.monotonic() - began_s
 
 
+def _truncate(request: PredictRequest) -> Truncate:
+    if request.truncate is False:
+        return False
+    return "left" if request.truncation_direction == "Left" else True
+
+
 def _as_list(inputs: str | list[str]) -> list[str]:
     return [inputs] if isinstance(inputs, str) else inputs
 
@@ -212,12 +222,21 @@ def _error(error: MuxserveError) -> Reply:
     content = {"error": error.code, "message": error.message}
     if error.field is not None:
         content["field"] = error.field
+    return Reply(error.status, orjson.dumps(content), _error_headers(error))
+
+
+def _oip_error(error: MuxserveError) -> Reply:
+    """As every error below ``/v2``."""
+    return Reply(error.status, oip_error(error), _error_headers(error))
+
+
+def _error_headers(error: MuxserveError) -> Headers:
     headers: Headers = []
     if isinstance(error, Overloaded):
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
-    return Reply(error.status, orjson.dumps(content), headers)
+    return headers
 
 
 def _as_response(reply: Reply) -> Response:
@@ -227,13 +246,22 @@ def _as_response(reply: Reply) -> Response:
 
 async def _unroutable(request: Request, error: Exception) -> Response:
     """What Starlette's router raises: an unknown path, or a known one with another method."""
-    path, method = request.url.path, request.method
+    full, method = request.scope["path"], request.method
+    path = shown(full, quoted=False)
+    own = full.removeprefix(request.scope.get("root_path", ""))
+    in_shape = _oip_error if own == "/v2" or own.startswith("/v2/") else _error
     if isinstance(error, HTTPException) and error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         return _as_response(
-            _error(MethodNotAllowed(f"{path} takes {allowed}, not {method}", allowed=allowed))
+            in_shape(
+                MethodNotAllowed(
+                    f"{path} takes {allowed}, not {shown(method, quoted=False)}", allowed=allowed
+                )
+            )
         )
-    return _as_response(_error(NotFound(f"there is nothing at {path}; GET /docs lists all paths")))
+    return _as_response(
+        in_shape(NotFound(f"there is nothing at {path}; GET /docs lists all paths"))
+    )
 
 
 async def _unexpected(_: Request, __: Exception) -> Response:

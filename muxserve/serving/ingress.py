@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from muxserve.engine.tokens import TextEncoder
+from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.models.family import Family
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.backend import Backend, LocalBackend, counters
@@ -112,7 +112,7 @@ class MuxIngress:
         self,
         texts: str | list[str],
         *,
-        truncate: bool = True,
+        truncate: Truncate = True,
         raw_scores: bool = False,
         max_num_instances: int | None = None,
         isolation_key: str | None = None,
@@ -128,7 +128,7 @@ class MuxIngress:
         Raises:
             MuxserveError: as ``POST /predict`` answers, with the same codes.
         """
-        checked = check_texts(texts)
+        checked = check_texts(texts, self._service.limits.max_texts_per_request)
         answered = await self._service.classify(
             [checked] if isinstance(checked, str) else checked,
             truncate=truncate,

@@ -37,6 +37,11 @@ class Series:
 
 SERIES = (
     Series("muxserve_ready", None, "1 where a request would be answered now, else 0."),
+    Series(
+        "muxserve_missing_engines",
+        ("ingress", "missing_engines"),
+        "Engines that did not tell their counters in time.",
+    ),
     Series("muxserve_texts_total", ("engines", "texts"), "Texts answered, each copy counted."),
     Series(
         "muxserve_texts_by_num_instances_total",

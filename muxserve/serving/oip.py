@@ -12,13 +12,19 @@ from typing import Any
 import numpy as np
 
 from muxserve.engine.scores import label_scores
-from muxserve.errors import InvalidInput
+from muxserve.errors import InvalidInput, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.answers import entries
-from muxserve.serving.errors import NotFound
+from muxserve.serving.errors import NotFound, shown
 from muxserve.serving.service import Answered, TextService
 
 VERSION = "1"
+#: Inputs, outputs or parameters of one request; no family has as many.
+MOST_TENSORS = 64
+#: More classes than any family has labels.
+_MOST_CLASSES = 1_000_000
+#: Microseconds of a timeout, a signed number of 64 bits as over gRPC.
+_MOST_TIMEOUT = 2**63 - 1
 INPUT = "text"
 #: Parameters of a request that the protocol or Triton's clients define and that mean nothing here.
 _OTHERS = {
@@ -92,9 +98,9 @@ class Model:
     def check(self, name: str, version: str = "") -> None:
         """Raise NotFound where a request names another model or version."""
         if name not in (self.name, f"{self.name}_text"):
-            raise NotFound(f"there is no model {name!r} here; this server has {self.name!r}")
+            raise NotFound(f"there is no model {shown(name)} here; this server has {self.name!r}")
         if version not in ("", VERSION):
-            raise NotFound(f"the model {name} has no version {version!r}, only {VERSION!r}")
+            raise NotFound(f"the model {name} has no version {shown(version)}, only {VERSION!r}")
 
     def metadata(self) -> dict[str, Any]:
         """What a client may ask of the model."""
@@ -143,12 +149,12 @@ class Model:
         for one in outputs:
             if one.name not in known:
                 raise InvalidInput(
-                    f"there is no output {one.name!r}; the model gives {', '.join(known)}",
+                    f"there is no output {shown(one.name)}; the model gives {', '.join(known)}",
                     field="outputs",
                 )
             if one.classes and one.name != "scores":
                 raise InvalidInput(
-                    f"classification is of the output 'scores', got it for {one.name!r}",
+                    f"classification is of the output 'scores', got it for {shown(one.name)}",
                     field="outputs",
                 )
         return list(outputs) or [Wanted(name) for name in known]
@@ -207,15 +213,18 @@ def read_texts(name: str, datatype: str, shape: Sequence[int], values: Sequence[
         InvalidInput: naming what is wrong.
     """
     if name != INPUT:
-        raise InvalidInput(f"expected the input {INPUT!r}, got {name!r}", field="inputs")
+        raise InvalidInput(f"expected the input {INPUT!r}, got {shown(name)}", field="inputs")
     if datatype != "BYTES":
-        raise InvalidInput(f"{INPUT}: expected datatype BYTES, got {datatype}", field="inputs")
-    sizes = list(shape)
+        raise InvalidInput(
+            f"{INPUT}: expected datatype BYTES, got {shown(datatype, quoted=False)}", field="inputs"
+        )
+    sizes = list(shape[:3])
+    told = f"[{', '.join(map(shown, sizes))}]"
     if len(sizes) not in (1, 2) or (len(sizes) == 2 and sizes[1] != 1) or sizes[0] < 1:
-        raise InvalidInput(f"{INPUT}: expected shape [texts, 1], got {sizes}", field="inputs")
+        raise InvalidInput(f"{INPUT}: expected shape [texts, 1], got {told}", field="inputs")
     if len(values) != sizes[0]:
         raise InvalidInput(
-            f"{INPUT}: shape {sizes} is {sizes[0]} texts, the data has {len(values)}",
+            f"{INPUT}: shape {told} is {shown(sizes[0])} texts, the data has {len(values)}",
             field="inputs",
         )
     texts = []
@@ -230,20 +239,40 @@ def read_texts(name: str, datatype: str, shape: Sequence[int], values: Sequence[
     return texts
 
 
-def read_byte_strings(raw: bytes) -> list[bytes]:
+def read_byte_strings(raw: bytes, most: int) -> list[bytes]:
     """Elements of a BYTES array: each after its length in 4 little-endian bytes.
 
     Raises:
         InvalidInput: it ends within an element.
+        TooManyTexts: there are more than ``most`` elements; the rest is not looked at.
     """
-    elements, at = [], 0
+    elements: list[bytes] = []
+    at = 0
     while at < len(raw):
+        if len(elements) == most:
+            raise TooManyTexts(
+                f"more texts in one request than allowed, at most {most}; send them in several",
+                field="inputs",
+            )
         start = at + 4
         at = start + int.from_bytes(raw[at:start], "little")
         if at > len(raw):
             raise InvalidInput(f"{INPUT}: the data ends within an element", field="inputs")
         elements.append(raw[start:at])
     return elements
+
+
+def read_classes(value: object) -> int:
+    """The parameter ``classification`` of an output.
+
+    Raises:
+        InvalidInput: it is no count.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_CLASSES:
+        raise InvalidInput(
+            f"classification: expected a count of classes, got {shown(value)}", field="outputs"
+        )
+    return value
 
 
 def as_bytes(array: np.ndarray) -> bytes:
@@ -265,29 +294,33 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInput: for one that nobody knows, or a value that cannot be.
     """
+    if len(parameters) > MOST_TENSORS:
+        raise InvalidInput(
+            f"at most {MOST_TENSORS} parameters, got {len(parameters)}", field="parameters"
+        )
     options: dict[str, Any] = {}
     for name, value in parameters.items():
         if name in _OTHERS:
             continue
         right = {
-            "max_num_instances": _is_whole(value) and value >= 1,
+            "max_num_instances": is_whole(value) and 1 <= value <= 1024,
             "isolation_key": isinstance(value, str) and 0 < len(value) <= 256,
             "truncate": isinstance(value, bool),
-            "timeout": _is_whole(value) and value >= 0,
+            "timeout": is_whole(value) and 0 <= value <= _MOST_TIMEOUT,
         }
         if name not in right:
             raise InvalidInput(
-                f"unknown parameter {name!r}; there are {', '.join(_OURS)}", field="parameters"
+                f"unknown parameter {shown(name)}; there are {', '.join(_OURS)}", field="parameters"
             )
         if not right[name]:
             expected = {
-                "max_num_instances": "a whole number of at least 1",
+                "max_num_instances": "a whole number from 1 to 1024",
                 "isolation_key": "a text of at most 256 characters",
                 "truncate": "true or false",
-                "timeout": "microseconds",
+                "timeout": "microseconds, a whole number of 64 bits",
             }[name]
             raise InvalidInput(
-                f"parameter {name}: expected {expected}, got {value!r}", field="parameters"
+                f"parameter {name}: expected {expected}, got {shown(value)}", field="parameters"
             )
         options[name] = value
     if microseconds := options.pop("timeout", 0):
@@ -295,5 +328,6 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -19,6 +19,7 @@ from muxserve.errors import InvalidInput, MuxserveError
 from muxserve.serving.connections import ConnectionsConfig, grpc_connections_allowed
 from muxserve.serving.errors import Internal, NotFound
 from muxserve.serving.oip import (
+    MOST_TENSORS,
     VERSION,
     Inference,
     Model,
@@ -26,8 +27,10 @@ from muxserve.serving.oip import (
     as_bytes,
     datatype,
     read_byte_strings,
+    read_classes,
     read_texts,
 )
+from muxserve.serving.schemas import check_count
 from muxserve.serving.service import TextService
 
 log = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ class GrpcListener:
         options = _options(connections or ConnectionsConfig(), most)
         self._server = grpc.aio.server(options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            _Servicer(Model(service)), self._server
+            _Servicer(Model(service), service.limits.max_texts_per_request), self._server
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -111,8 +114,9 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """What is not here answers UNIMPLEMENTED, as gRPC does by itself."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, most_texts: int) -> None:
         self._model = model
+        self._most_texts = most_texts
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
         return pb.ServerLiveResponse(live=True)
@@ -143,7 +147,9 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
         async def answer() -> Any:
             self._model.check(request.model_name, request.model_version)
-            arrays = await self._model.infer(_read(request), context.time_remaining())
+            arrays = await self._model.infer(
+                _read(request, self._most_texts), context.time_remaining()
+            )
             return _write(request, self._model.name, arrays)
 
         return await _told(context, answer)
@@ -163,22 +169,38 @@ async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> 
     raise AssertionError("abort raises")
 
 
-def _read(request: Any) -> Inference:
+def _read(request: Any, most_texts: int) -> Inference:
+    for name in ("outputs", "parameters"):
+        if len(getattr(request, name)) > MOST_TENSORS:
+            raise InvalidInput(f"{name}: at most {MOST_TENSORS}", field=name)
     if len(request.inputs) != 1:
         raise InvalidInput(f"expected one input, got {len(request.inputs)}", field="inputs")
     (given,) = request.inputs
-    values = list(given.contents.bytes_contents)
-    if request.raw_input_contents:
-        values = read_byte_strings(request.raw_input_contents[0])
-    texts = read_texts(given.name, given.datatype, given.shape, values)
-    outputs = [
-        Wanted(one.name, int(_value(one.parameters["classification"]) or 0))
-        if "classification" in one.parameters
-        else Wanted(one.name)
-        for one in request.outputs
-    ]
+    texts = read_texts(
+        given.name, given.datatype, given.shape, _elements(request, given, most_texts)
+    )
+    outputs = []
+    for one in request.outputs:
+        asked = "classification" in one.parameters
+        count = read_classes(_value(one.parameters["classification"])) if asked else 0
+        outputs.append(Wanted(one.name, count))
     parameters = {name: _value(one) for name, one in request.parameters.items()}
     return Inference(texts, parameters, outputs)
+
+
+def _elements(request: Any, given: Any, most_texts: int) -> list[bytes]:
+    """The input's elements, from the one place where they are."""
+    raw = request.raw_input_contents
+    if not raw:
+        check_count(given.contents.bytes_contents, most_texts)
+        return list(given.contents.bytes_contents)
+    if len(raw) > 1:
+        raise InvalidInput(
+            f"raw_input_contents has {len(raw)} entries for one input", field="inputs"
+        )
+    if given.contents.ByteSize():
+        raise InvalidInput("the input has both contents and raw_input_contents", field="inputs")
+    return read_byte_strings(raw[0], most_texts)
 
 
 def _value(parameter: Any) -> Any:

@@ -7,11 +7,11 @@ What ``tritonclient.http`` sends and reads, its binary data extension included. 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,23 +20,38 @@ from starlette.types import Receive, Scope, Send
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
 from muxserve.serving.body import ClientGone, read_body
-from muxserve.serving.errors import Internal
+from muxserve.serving.errors import Internal, shown
 from muxserve.serving.oip import (
+    MOST_TENSORS,
     VERSION,
     Inference,
     Model,
     Wanted,
     as_bytes,
     datatype,
+    is_whole,
     read_byte_strings,
+    read_classes,
     read_texts,
 )
-from muxserve.serving.schemas import parse
+from muxserve.serving.schemas import check_count, parse
 from muxserve.serving.service import TextService
 
 log = logging.getLogger(__name__)
 
 _LENGTH = b"inference-header-content-length"
+#: Digits of the longest length that can be; Python refuses to read thousands of them.
+_LENGTH_DIGITS = 18
+
+
+def _few(entries: Any) -> Any:
+    """Tensors and parameters are counted before any is looked at."""
+    if isinstance(entries, list | dict) and len(entries) > MOST_TENSORS:
+        raise ValueError(f"at most {MOST_TENSORS}, got {len(entries)}")
+    return entries
+
+
+Parameters = Annotated[dict[str, Any], BeforeValidator(_few)]
 
 
 class _Lenient(BaseModel):
@@ -49,9 +64,9 @@ class InputTensor(_Lenient):
     """One of ``inputs``."""
 
     name: str
-    shape: list[int]
+    shape: Annotated[list[int], Field(max_length=8, fail_fast=True)]
     datatype: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters | None = None
     data: list[Any] | None = None
 
 
@@ -59,16 +74,18 @@ class OutputTensor(_Lenient):
     """One of ``outputs``."""
 
     name: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Parameters | None = None
 
 
 class InferBody(_Lenient):
     """Body of ``POST /v2/models/{name}/infer``."""
 
-    id: str = ""
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    inputs: list[InputTensor]
-    outputs: list[OutputTensor] = Field(default_factory=list)
+    id: str | None = None
+    parameters: Parameters | None = None
+    inputs: Annotated[list[InputTensor], Field(fail_fast=True), BeforeValidator(_few)]
+    outputs: Annotated[list[OutputTensor], Field(fail_fast=True), BeforeValidator(_few)] | None = (
+        None
+    )
 
 
 def routes(service: TextService) -> list[Route]:
@@ -113,7 +130,7 @@ def _telling(get: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Aw
         try:
             return Response(orjson.dumps(await get(request)), media_type="application/json")
         except MuxserveError as error:
-            return Response(_error(error), error.status, media_type="application/json")
+            return Response(as_json(error), error.status, media_type="application/json")
 
     return answer
 
@@ -147,10 +164,10 @@ class _Infer:
         except ClientGone:
             return
         except MuxserveError as error:
-            status, content = error.status, _error(error)
+            status, content = error.status, as_json(error)
         except Exception:
             log.exception("a request failed unexpectedly")
-            status, content = 500, _error(Internal())
+            status, content = 500, as_json(Internal())
         headers += [
             (b"content-type", content_type),
             (b"content-length", str(len(content)).encode()),
@@ -162,10 +179,12 @@ class _Infer:
         self, body: bytes, headers: Mapping[bytes, bytes], began_s: float
     ) -> tuple[bytes, int | None]:
         """The response's body, and the bytes of its JSON where binary data follows them."""
-        asked = parse(InferBody, body[: (json_end := _json_end(headers, len(body)))])
-        inference = _read(asked, body[json_end:])
+        json_end = _json_end(headers, len(body))
+        most_texts = self._service.limits.max_texts_per_request
+        asked = parse(InferBody, body[:json_end], most_texts)
+        inference = _read(asked, body[json_end:], most_texts)
         arrays = await self._model.infer(inference, since_s=began_s)
-        all_binary = asked.parameters.get("binary_data_output") is True
+        all_binary = (asked.parameters or {}).get("binary_data_output") is True
         binary = {one.name for one in inference.outputs if one.binary}
         described, parts = [], []
         for name, array in arrays.items():
@@ -200,49 +219,59 @@ def _json_end(headers: Mapping[bytes, bytes], size: int) -> int:
     stated = headers.get(_LENGTH)
     if stated is None:
         return size
-    if not stated.isdigit() or int(stated) > size:
+    if not stated.isdigit() or len(stated) > _LENGTH_DIGITS or int(stated) > size:
         raise InvalidInput(
             f"the header {_LENGTH.decode()} must be a number up to the body's {size} bytes, "
-            f"got {stated.decode('latin-1')!r}",
+            f"got {shown(stated.decode('latin-1'))}",
             field=_LENGTH.decode(),
         )
     return int(stated)
 
 
-def _read(asked: InferBody, binary: bytes) -> Inference:
+def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
     if len(asked.inputs) != 1:
         raise InvalidInput(f"expected one input, got {len(asked.inputs)}", field="inputs")
     (given,) = asked.inputs
-    size = given.parameters.get("binary_data_size")
+    size = (given.parameters or {}).get("binary_data_size")
     values: Sequence[Any]
     if size is not None:
-        if size != len(binary):
+        if not is_whole(size) or size != len(binary):
             raise InvalidInput(
-                f"binary_data_size is {size}, {len(binary)} bytes follow the JSON", field="inputs"
+                f"binary_data_size is {shown(size)}, {len(binary)} bytes follow the JSON",
+                field="inputs",
             )
-        values = read_byte_strings(binary)
+        if given.data is not None:
+            raise InvalidInput("the input has both data and binary data", field="inputs")
+        values = read_byte_strings(binary, most_texts)
+    elif binary:
+        raise InvalidInput(
+            f"{len(binary)} bytes follow the JSON, and the input has no binary_data_size",
+            field="inputs",
+        )
     elif given.data is None:
         raise InvalidInput("the input has neither data nor binary data", field="inputs")
     else:
-        values = _flat(given.data)
+        values = _flat(given.data, most_texts)
     texts = read_texts(given.name, given.datatype, given.shape, values)
-    outputs = [
-        Wanted(one.name, _classes(one.parameters), one.parameters.get("binary_data") is True)
-        for one in asked.outputs
-    ]
-    return Inference(texts, asked.parameters, outputs)
+    outputs = []
+    for one in asked.outputs or ():
+        parameters = one.parameters or {}
+        count = read_classes(parameters.get("classification", 0))
+        outputs.append(Wanted(one.name, count, parameters.get("binary_data") is True))
+    return Inference(texts, asked.parameters or {}, outputs)
 
 
-def _classes(parameters: Mapping[str, Any]) -> int:
-    count = parameters.get("classification", 0)
-    if not isinstance(count, int) or count < 0:
-        raise InvalidInput(f"classification: expected a count, got {count!r}", field="outputs")
-    return count
-
-
-def _flat(data: Sequence[Any]) -> list[Any]:
+def _flat(data: Sequence[Any], most_texts: int) -> list[Any]:
     """Rows may be nested or not."""
-    return [value for one in data for value in (one if isinstance(one, list) else [one])]
+    check_count(data, most_texts)
+    values: list[Any] = []
+    for one in data:
+        if isinstance(one, list):
+            values += one
+        else:
+            values.append(one)
+        check_count(values, most_texts)
+    return values
 
 
 def _values(array: np.ndarray) -> list[Any]:
@@ -251,5 +280,6 @@ def _values(array: np.ndarray) -> list[Any]:
     return [one.decode() if isinstance(one, bytes) else one for one in values]
 
 
-def _error(error: MuxserveError) -> bytes:
+def as_json(error: MuxserveError) -> bytes:
+    """The body of an error."""
     return orjson.dumps({"error": error.message, "code": error.code})

@@ -35,7 +35,8 @@ _TEXT_ERRORS: dict[int | str, dict[str, Any]] = {
     MalformedJson.status: {"model": ErrorBody, "description": "`malformed_json`"},
     TextTooLong.status: {
         "model": ErrorBody,
-        "description": "`text_too_long` (with truncate false), `too_many_texts`, `body_too_large`",
+        "description": "`text_too_long` (with truncate false, or over the limit of characters), "
+        "`too_many_texts`, `body_too_large`",
     },
     InvalidInput.status: {"model": ErrorBody, "description": "`invalid_input`: names the field"},
     Internal.status: {"model": ErrorBody, "description": "`forward_failed`, `internal`"},

@@ -4,21 +4,46 @@ Types are strict: nothing is coerced, and a field that nobody knows is refused, 
 mistake cannot pass for a default. Errors name the field.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+)
 
-from muxserve.errors import InvalidInput
-from muxserve.serving.errors import MalformedJson
+from muxserve.errors import InvalidInput, TooManyTexts
+from muxserve.serving.errors import shown
+from muxserve.serving.json_bodies import read_json
 
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
+#: As text-embeddings-inference writes it, and nothing else.
+TruncationDirection = Literal["Left", "Right"]
 
 
-def check_texts(inputs: Any) -> str | list[str]:
+def check_count(texts: Sequence[Any], most: int) -> None:
+    """Raise TooManyTexts for more than ``most``; looks at none of them."""
+    if len(texts) > most:
+        raise TooManyTexts(
+            f"{len(texts)} texts in one request, at most {most} are allowed; send them in several",
+            field="inputs",
+        )
+
+
+def check_texts(inputs: Any, most: int) -> str | list[str]:
     """``inputs`` of a request: a text, a list of texts, or a batch written ``[[text], [text]]``.
 
+    Args:
+        inputs: as they came.
+        most: texts that one request may have; they are counted before any is looked at.
+
     Raises:
-        InvalidInput: naming the element.
+        InvalidInput: naming the first element that is at fault.
+        TooManyTexts: more than ``most``.
     """
     if isinstance(inputs, str):
         return inputs
@@ -28,6 +53,7 @@ def check_texts(inputs: Any) -> str | list[str]:
         )
     if not inputs:
         raise InvalidInput("inputs is an empty list; give at least one text", field="inputs")
+    check_count(inputs, most)
     return [_check_text(one, index) for index, one in enumerate(inputs)]
 
 
@@ -53,9 +79,14 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "an object")
 
 
+def _texts(inputs: Any, info: ValidationInfo) -> str | list[str]:
+    assert info.context is not None, "parse() gives it"
+    return check_texts(inputs, info.context["most_texts"])
+
+
 Texts = Annotated[
     str | list[str],
-    PlainValidator(check_texts, json_schema_input_type=str | list[str] | list[list[str]]),
+    PlainValidator(_texts, json_schema_input_type=str | list[str] | list[list[str]]),
 ]
 
 
@@ -75,6 +106,14 @@ class PredictRequest(BaseModel):
     raw_scores: bool | None = Field(False, description="Give logits instead of probabilities.")
     truncate: bool | None = Field(
         True, description="Cut a text over the length limit and say so; false refuses it with 413."
+    )
+    truncation_direction: TruncationDirection | None = Field(
+        "Right",
+        description="Where a text over the length limit is cut: Right keeps its start, Left its "
+        "end.",
+    )
+    prompt_name: None = Field(
+        None, description="Only null: families have no prompts. Clients send it unasked."
     )
     max_num_instances: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="Widest N that may answer this request; 1 asks for the plain model."
@@ -121,7 +160,9 @@ class TokenClassificationParameters(BaseModel):
     aggregation_strategy: Literal["first"] | None = Field(
         None, description="A word has the label of its first token; there is no other way here."
     )
-    ignore_labels: list[str] | None = Field(None, description="Leave out words of these labels.")
+    ignore_labels: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="Leave out words of these labels."
+    )
 
 
 class TokenClassificationRequest(BaseModel):
@@ -188,35 +229,49 @@ class ErrorBody(BaseModel):
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def parse(model: type[Body], body: bytes) -> Body:
+def parse(model: type[Body], body: bytes, most_texts: int) -> Body:
     """A request from its bytes.
+
+    What it costs grows with the body's size alone: a field that nobody knows is told before any is
+    validated, and lists end at their first bad element.
+
+    Args:
+        model: what the body must be.
+        body: JSON in UTF-8.
+        most_texts: that one request may have.
 
     Raises:
         MalformedJson: not JSON, or not UTF-8.
         InvalidInput: naming the field and what is wrong with it.
+        TooManyTexts: more than ``most_texts``.
     """
+    value = read_json(body, most_texts)
+    if not isinstance(value, dict):
+        raise InvalidInput("the body must be a JSON object with the field inputs")
+    _check_fields(model, value, ())
     try:
-        return model.model_validate_json(body)
+        return model.model_validate(value, context={"most_texts": most_texts})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message, field = first["msg"], _dotted(first["loc"])
-    if first["type"] == "json_invalid":
-        raise MalformedJson(f"the body is not JSON in UTF-8: {message}")
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(_fields_beside(model, first["loc"]))
-        message = f"there is no such field; fields: {known}"
-    elif not first["loc"]:
-        message = "the body must be a JSON object with the field inputs"
     raise InvalidInput(f"{field}: {message}" if field else message, field=field)
 
 
-def _fields_beside(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields that there are where ``loc`` is."""
-    for part in loc[:-1]:
-        # The one nested model here is optional: a union with None.
-        nested = get_args(model.model_fields[str(part)].annotation)
-        model = next(one for one in nested if issubclass(one, BaseModel))
-    return list(model.model_fields)
+def _check_fields(model: type[BaseModel], value: dict[str, Any], loc: tuple[str, ...]) -> None:
+    """Raise InvalidInput for the first field that ``model`` does not know, if it minds."""
+    if model.model_config.get("extra") != "forbid":
+        return
+    for name, inner in value.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            where = ".".join((*loc, shown(name, quoted=False)))
+            known = ", ".join(model.model_fields)
+            raise InvalidInput(f"{where}: there is no such field; fields: {known}", field=where)
+        if isinstance(inner, dict):
+            # A nested model here is optional: a union with None.
+            for one in get_args(field.annotation):
+                if isinstance(one, type) and issubclass(one, BaseModel):
+                    _check_fields(one, inner, (*loc, name))
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str | None:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from muxserve.engine.request import Prediction, RequestOptions, Tokens
-from muxserve.engine.tokens import TextEncoder
-from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TooManyTexts
+from muxserve.engine.tokens import TextEncoder, Truncate
+from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TextTooLong, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
 from muxserve.serving.callers import HANDLES, Caller
@@ -109,7 +109,7 @@ class TextService:
         self,
         texts: Sequence[str],
         *,
-        truncate: bool = True,
+        truncate: Truncate = True,
         max_num_instances: int | None = None,
         isolation_key: str | None = None,
         timeout_s: float | None = None,
@@ -120,7 +120,7 @@ class TextService:
 
         Args:
             texts: at least one.
-            truncate: cut a text that is too long, instead of refusing it.
+            truncate: cut a text that is too long, and where; or refuse it.
             max_num_instances: widest N that may answer.
             isolation_key: texts with different keys never share a group.
             timeout_s: seconds until the answer is due; the limits' own is the most.
@@ -137,6 +137,7 @@ class TextService:
                 "are allowed; send them in several",
                 field="inputs",
             )
+        self._check_characters(texts)
         came_s = time.perf_counter()
         most_s = self.limits.request_timeout_s
         began_s = time.monotonic() if since_s is None else since_s
@@ -164,6 +165,16 @@ class TextService:
             predictions.append(outcome)
         self.stages.texts += len(texts)
         return Answered(predictions, tokens)
+
+    def _check_characters(self, texts: Sequence[str]) -> None:
+        """Raise TextTooLong for a text that is not even tokenized."""
+        most = self.limits.max_characters_per_text
+        for index, text in enumerate(texts):
+            if len(text) > most:
+                raise TextTooLong(
+                    f"the text has {len(text)} characters, at most {most} are read; shorten it",
+                    field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
+                )
 
     def check_room(self) -> None:
         """Raise where not even one text has a place: before a request is read, which costs more.

@@ -1,16 +1,18 @@
 """Texts of many requests in, token ids out, in batches on a thread beside the event loop.
 
 There is no timer: a request alone is tokenized at once; what comes while a batch is being tokenized
-is the next batch. One request's bad text is its own error.
+is the next batch. A batch has a bound in characters: of what waits, the request that came first and
+then the shortest ones go. One request's bad text is its own error.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from muxserve.engine.request import Tokens
-from muxserve.engine.tokens import TextEncoder
+from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.errors import MuxserveError
 from muxserve.serving.errors import Internal
 
@@ -20,9 +22,19 @@ log = logging.getLogger(__name__)
 _AT_ONCE_TEXTS = 2
 #: And so many characters: a millisecond of a processor, in which nothing else is answered.
 _AT_ONCE_CHARACTERS = 4000
+#: Characters of one batch: some tens of milliseconds, for which what comes next waits.
+_BATCH_CHARACTERS = 200_000
 
-_Request = tuple[Sequence[str], bool]
-_Asked = tuple[Sequence[str], bool, "asyncio.Future[list[Tokens]]"]
+_Request = tuple[Sequence[str], Truncate]
+
+
+class _Asked(NamedTuple):
+    """Texts that wait, and how many characters they have."""
+
+    texts: Sequence[str]
+    truncate: Truncate
+    characters: int
+    answer: "asyncio.Future[list[Tokens]]"
 
 
 class Tokenizing:
@@ -35,16 +47,29 @@ class Tokenizing:
         self._is_due = False
         self._runs = False
 
-    async def encode(self, texts: Sequence[str], *, truncate: bool) -> list[Tokens]:
+    async def encode(self, texts: Sequence[str], *, truncate: Truncate) -> list[Tokens]:
         """Token ids of each text.
 
         Raises:
             InvalidInput: for a text without content, or one that has no UTF-8.
             TextTooLong: for a text that is too long when ``truncate`` is false.
         """
+        found: list[Tokens] = []
+        for part in _parts(texts):
+            try:
+                found += await self._encode(part, truncate)
+            except MuxserveError as error:
+                if len(part) < len(texts):
+                    # It names the text within its part.
+                    within = error.field.strip("inputs[]") if error.field else ""
+                    error.field = f"inputs[{len(found) + int(within or 0)}]"
+                raise
+        return found
+
+    async def _encode(self, texts: Sequence[str], truncate: Truncate) -> list[Tokens]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[Tokens]] = loop.create_future()
-        self._asked.append((texts, truncate, answer))
+        self._asked.append(_Asked(texts, truncate, sum(map(len, texts)), answer))
         if not self._is_due and not self._runs:
             # After the callbacks that are due: requests that came together are one batch.
             self._is_due = True
@@ -57,22 +82,29 @@ class Tokenizing:
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_due = False
-        asked = [one for one in self._asked if not one[2].done()]
-        self._asked = []
+        asked, self._asked = _batch([one for one in self._asked if not one.answer.done()])
         if not asked:
             return
-        requests = [(texts, truncate) for texts, truncate, _ in asked]
+        requests = [(one.texts, one.truncate) for one in asked]
         if _is_small(requests):
             self._settle(asked, self._outcomes(requests))
+            self._start_later(loop)
             return
         try:
             running = loop.run_in_executor(self._thread, self._outcomes, requests)
         except RuntimeError:
             log.exception("no thread to tokenize on")
             self._settle(asked, [Internal() for _ in asked])
+            self._start_later(loop)
             return
         self._runs = True
         running.add_done_callback(lambda done: self._finish(loop, asked, done))
+
+    def _start_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        """For what the batch had no room for."""
+        if self._asked and not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._start, loop)
 
     def _outcomes(self, requests: Sequence[_Request]) -> list[list[Tokens] | MuxserveError]:
         """As the encoder's; where that fails, it fails for the request that is at fault alone."""
@@ -102,13 +134,44 @@ class Tokenizing:
 
     @staticmethod
     def _settle(asked: Sequence[_Asked], outcomes: Sequence[list[Tokens] | MuxserveError]) -> None:
-        for (_, _, answer), outcome in zip(asked, outcomes, strict=True):
+        for (*_, answer), outcome in zip(asked, outcomes, strict=True):
             if answer.done():
                 continue  # its request was cancelled or is late
             if isinstance(outcome, MuxserveError):
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
+
+
+def _parts(texts: Sequence[str]) -> list[Sequence[str]]:
+    """The texts of one request, in parts that fit a batch, as far as one text does."""
+    if sum(map(len, texts)) <= _BATCH_CHARACTERS:
+        return [texts]
+    parts: list[Sequence[str]] = []
+    start = characters = 0
+    for index, text in enumerate(texts):
+        if index > start and characters + len(text) > _BATCH_CHARACTERS:
+            parts.append(texts[start:index])
+            start, characters = index, 0
+        characters += len(text)
+    return [*parts, texts[start:]]
+
+
+def _batch(waiting: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
+    """What is tokenized now, and what waits on: nobody waits for ever, and small ones not long."""
+    if sum(one.characters for one in waiting) <= _BATCH_CHARACTERS:
+        return waiting, []
+    room = _BATCH_CHARACTERS - waiting[0].characters
+    taken = {0}
+    for index in sorted(range(1, len(waiting)), key=lambda index: waiting[index].characters):
+        room -= waiting[index].characters
+        if room < 0:
+            break
+        taken.add(index)
+    return (
+        [one for index, one in enumerate(waiting) if index in taken],
+        [one for index, one in enumerate(waiting) if index not in taken],
+    )
 
 
 def _is_small(requests: Sequence[_Request]) -> bool:

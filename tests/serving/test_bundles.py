@@ -135,7 +135,14 @@ def test_requests_gather_while_every_call_is_under_way():
         await asyncio.gather(first, second, *rest)
         assert replicas.sizes == [1, 1, 12]
         stats = await backend.stats()
-        counted = {"waiting": 0, "calls_in_flight": 0, "bundles": 3, "texts": 14, "cancelled": 0}
+        counted = {
+            "missing_engines": 0,
+            "waiting": 0,
+            "calls_in_flight": 0,
+            "bundles": 3,
+            "texts": 14,
+            "cancelled": 0,
+        }
         assert stats["ingress"] == counted
 
     run(test, max_calls_in_flight=2)

@@ -11,12 +11,15 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from muxserve.errors import NotReady, Overloaded
-from muxserve.serving.bundles import Bundle, BundleAnswer
+from muxserve.serving.bundles import Bundle, BundleAnswer, BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
+from muxserve.serving.config import IngressConfig
+from muxserve.serving.metrics import exposition
 
 BUNDLE = Bundle(np.array([1], np.int32), np.array([1], np.int32), ())
 ANSWER = BundleAnswer(np.zeros((1, 2), np.float32), None, np.ones(1, np.int32), {})
 BOUND_S = 20
+HANGS = object()
 
 
 class Response:
@@ -33,6 +36,23 @@ class Response:
         self.cancelled = True
 
 
+class Result:
+    """What a broadcast gives of one replica."""
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    async def get_async(self) -> Any:
+        if self.outcome is HANGS:
+            await asyncio.Event().wait()
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def cancel(self) -> None:
+        pass
+
+
 class Handle:
     """A handle of a deployment that is alive or not, and whose calls end as ``script`` says."""
 
@@ -40,8 +60,7 @@ class Handle:
         self.alive = asyncio.Event()
         self.script = list(script)
         self.responses: list[Response] = []
-        self.slow = False
-        self.broadcasted: Any = None
+        self.broadcasted: list[Any] = [None]
 
     def options(self, *, method_name: str) -> Any:
         work = {"classify_bundle": self._classify, "check_health": self._probe}[method_name]
@@ -59,12 +78,10 @@ class Handle:
         handle = self
 
         class Responses:
-            async def results_async(_, **__: Any) -> list[Any]:  # noqa: N805
-                if handle.slow:
-                    raise TimeoutError
+            async def _fetch_replica_results_async(_) -> list[Result]:  # noqa: N805
                 if not handle.alive.is_set():
                     raise DeploymentUnavailableError(DeploymentID("MuxReplica"))
-                return [handle.broadcasted]
+                return [Result(one) for one in handle.broadcasted]
 
         return Responses()
 
@@ -139,7 +156,7 @@ def test_a_bundle_that_waits_for_a_replica_which_has_gone_is_refused():
 
 def test_the_death_of_a_replica_may_show_only_when_it_is_asked():
     async def test(calls, handle):
-        handle.broadcasted = ActorDiedError()
+        handle.broadcasted = [ActorDiedError()]
         with pytest.raises(NotReady):
             await calls.classify_bundle(BUNDLE)
 
@@ -149,7 +166,7 @@ def test_the_death_of_a_replica_may_show_only_when_it_is_asked():
 @pytest.mark.parametrize("slow", [False, True])
 def test_a_slow_answer_is_waited_for(slow):
     async def test(calls, handle):
-        handle.slow = slow
+        handle.broadcasted = [HANGS if slow else None]
         assert await calls.classify_bundle(BUNDLE) is ANSWER
 
     async def later() -> BundleAnswer:
@@ -170,5 +187,18 @@ def test_a_bundle_that_nobody_waits_for_is_cancelled_at_its_replica():
         with pytest.raises(asyncio.CancelledError):
             await asked
         await until_cancelled(handle.responses[0])
+
+    run(test)
+
+
+def test_a_replica_that_hangs_takes_no_others_counters_from_sight():
+    async def test(calls, handle):
+        handle.broadcasted = [{"pid": 1}, HANGS, ActorDiedError(), {"pid": 2}]
+        assert await calls.stats() == [{"pid": 1}, {"missing": True}, {"pid": 2}]
+        backend = BundlingBackend(calls, IngressConfig())
+        stats = await backend.stats()
+        assert stats["engines"] == [{"pid": 1}, {"pid": 2}]
+        assert stats["ingress"]["missing_engines"] == 1
+        assert b"muxserve_missing_engines 1.0" in exposition(stats, ready=True)
 
     run(test)

@@ -231,15 +231,22 @@ def test_every_route_is_described_and_nothing_else(ask, served):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"inputs=good", b'{"inputs": "good"', b'{"inputs": "good"} x', b"\x1f\x8b\x08\x00"],
+    [
+        b'{"inputs": "a", "timeout_ms": NaN}',
+        b'{"inputs": "a", "timeout_ms": -Infinity}',
+        b"",
+        b"{",
+        b"inputs=good",
+        b'{"inputs": "good"',
+        b'{"inputs": "good"} x',
+        b"\x1f\x8b\x08\x00",
+    ],
 )
 def test_malformed_json(ask, body):
     refused(ask("POST", "/predict", body), 400, "malformed_json")
 
 
-@pytest.mark.parametrize(
-    "body", [b'{"inputs": "caf\xe9"}', b'{"inputs": "\\ud800"}', b"\xff\xfe{\x00"]
-)
+@pytest.mark.parametrize("body", [b'{"inputs": "caf\xe9"}', b"\xff\xfe{\x00"])
 def test_a_body_that_is_not_utf_8(ask, body):
     refused(ask("POST", "/predict", body), 400, "malformed_json")
 
@@ -290,8 +297,10 @@ def test_wrong_inputs(ask, path, body, field):
         ("timeout_ms", 0),
         ("timeout_ms", -1),
         ("timeout_ms", "100"),
-        ("timeout_ms", float("nan")),
-        ("timeout_ms", float("inf")),
+        ("timeout_ms", 10**400),
+        ("prompt_name", "query"),
+        ("truncation_direction", "left"),
+        ("truncation_direction", 1),
     ],
 )
 def test_wrong_options(ask, field, value):

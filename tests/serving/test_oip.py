@@ -304,13 +304,13 @@ def test_a_grpc_port_that_is_taken_is_told(server):
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_byte_strings_survive_the_wire(values):
     array = np.array(values, dtype=object)
-    assert read_byte_strings(as_bytes(array)) == values
+    assert read_byte_strings(as_bytes(array), 20) == values
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused(raw):
     try:
-        values = read_byte_strings(raw)
+        values = read_byte_strings(raw, 60)
     except InvalidInput:
         return
     assert as_bytes(np.array(values, dtype=object)) == raw

@@ -121,7 +121,8 @@ def test_a_request_that_was_cancelled_is_left_out():
 def test_a_long_text_is_tokenized_beside_the_loop_which_goes_on():
     async def ask() -> None:
         encoder = Watched()
-        asked = asyncio.create_task(Tokenizing(encoder).encode(["a film " * 70_000], truncate=True))
+        # Without a space it has no part that would be enough.
+        asked = asyncio.create_task(Tokenizing(encoder).encode(["a-film." * 70_000], truncate=True))
         turns = 0
         while not asked.done():
             await asyncio.sleep(0.001)
