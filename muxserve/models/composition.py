@@ -58,6 +58,8 @@ class MuxPreTrainedModel(PreTrainedModel):
     retrieval_ignores_padding = True
     #: The first token that the retrieval loss asks for.
     retrieval_start = 0
+    #: Whether the reference leaves mask and segments where they are when a prefix moves the tokens.
+    masks_stay = False
 
     def __init__(self, config: MuxConfig) -> None:
         super().__init__(config)
@@ -112,6 +114,8 @@ class MuxPreTrainedModel(PreTrainedModel):
             attention_mask: [B, L], 1 at tokens; None means no padding.
             num_instances: N of this batch, one of ``config.widths``; default the widest.
             token_type_ids: [B, L] segments, where the weights were trained with them.
+                Behind a prefix of P tokens, mask and segments may be [B, P + L]: one for each
+                position that is embedded; see ``_beside_prefix`` for the others.
             read: compute the last layer for the prefix and this many tokens only.
 
         Raises:
@@ -121,9 +125,10 @@ class MuxPreTrainedModel(PreTrainedModel):
         n = self.config.num_instances if num_instances is None else num_instances
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        self._check_batch(input_ids, attention_mask, n)
         plain = n == 1 and self.config.plain_single
         prefix = None if plain else self.demultiplexer.prefix(n)
+        length = 0 if prefix is None else prefix.shape[1]
+        self._check_batch(input_ids, attention_mask, n, length)
         if prefix is None and self.config.first_token_id is not None:
             first = torch.full_like(input_ids[:, :1], self.config.first_token_id)
             input_ids = torch.cat([first, input_ids[:, 1:]], dim=1)
@@ -137,19 +142,34 @@ class MuxPreTrainedModel(PreTrainedModel):
             )
             return Encoded(n, input_ids, attention_mask, 0, None, states)
 
-        ids, mask, length = input_ids, attention_mask, 0
+        ids, mask = input_ids, attention_mask
         if prefix is not None:
-            length = prefix.shape[1]
             # Not len(): it would fix the number of texts in a graph that is traced.
             before = prefix.repeat(ids.shape[0] // n, 1)
             ids = torch.cat([before, ids], dim=1)
-            mask = torch.cat([torch.ones_like(before), mask], dim=1)
+            mask = self._beside_prefix(mask, torch.ones_like(before), ids)
             if token_type_ids is not None:
-                token_type_ids = torch.cat([torch.zeros_like(before), token_type_ids], dim=1)
+                token_type_ids = self._beside_prefix(token_type_ids, before * 0, ids)
+            attention_mask = attention_mask[:, -input_ids.shape[1] :]
         muxed = self.mix(ids, mask, n, token_type_ids)
         # A prefix ends with the token that a head reads.
         states = self.encode_mixture(muxed, mask, n, length if read and length else read)
         return Encoded(n, input_ids, attention_mask, length, muxed, states)
+
+    def _beside_prefix(
+        self, given: torch.Tensor, before: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Mask or segments [B, P + L] of ids [B, P + L] that begin with a prefix [B, P].
+
+        One for each position is taken as it is. What has one for each token moves with the tokens,
+        unless the reference trained these weights for a task where it does not: there, what is
+        given stays at its position and its last column goes on to the end.
+        """
+        if given.shape[1] == ids.shape[1]:
+            return given
+        if self.masks_stay and self.config.encoder_mask == "none":
+            return torch.cat([given, given[:, -1:].expand_as(before)], dim=1)
+        return torch.cat([before, given], dim=1)
 
     def mix(
         self,
@@ -262,7 +282,9 @@ class MuxPreTrainedModel(PreTrainedModel):
     def _retrieves(self, slots: torch.Tensor | None) -> bool:
         return bool(self.config.retrieval_loss_coeff) or slots is not None
 
-    def _check_batch(self, input_ids: torch.Tensor, mask: torch.Tensor, n: int) -> None:
+    def _check_batch(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, n: int, prefix: int
+    ) -> None:
         rows, length = input_ids.shape
         widths = self.config.served_widths
         if n not in widths:
@@ -272,7 +294,8 @@ class MuxPreTrainedModel(PreTrainedModel):
         most = self.config.max_position_embeddings - self.config.prefix_length(n)
         if length > most:
             raise ValueError(f"a text has {length} tokens; these weights take at most {most}")
-        _check_shape("attention_mask", mask, (rows, length))
+        if not prefix or mask.shape[1:] != (prefix + length,):
+            _check_shape("attention_mask", mask, (rows, length))
 
 
 class MuxBert(MuxPreTrainedModel):

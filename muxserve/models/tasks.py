@@ -127,6 +127,7 @@ class MaskedLM(MuxPreTrainedModel):
     """
 
     retrieval_ignores_padding = False
+    masks_stay = True
 
     def __init__(self, config: MuxConfig) -> None:
         config.retrieval_head = True
@@ -149,7 +150,7 @@ class MaskedLM(MuxPreTrainedModel):
                 classification.
             labels: [B, L] token ids, -100 where nothing is asked. With labels, only the logits
                 that the loss needs are computed; the others are 0.
-            token_type_ids: [B, L] segments.
+            token_type_ids: [B, L] segments; see ``encode`` for a prefix.
 
         Returns:
             MuxOutput with logits [B, L, vocabulary].
@@ -177,6 +178,7 @@ class ReplacedTokenDetection(MuxPreTrainedModel):
     """ELECTRA's pre-training: was this token replaced? For every token of N texts per row."""
 
     retrieval_ignores_padding = False
+    masks_stay = True
 
     def __init__(self, config: MuxConfig) -> None:
         super().__init__(config)
@@ -198,7 +200,7 @@ class ReplacedTokenDetection(MuxPreTrainedModel):
             input_ids, attention_mask, num_instances, retrieval_slots: as in sentence
                 classification.
             labels: [B, L], 1 where a token was replaced; padding enters no loss.
-            token_type_ids: [B, L] segments.
+            token_type_ids: [B, L] segments; see ``encode`` for a prefix.
 
         Returns:
             MuxOutput with logits [B, L].

@@ -87,14 +87,19 @@ class Case:
         """What our forward is given: the caller's own rows, or, where the reference filled a group,
         the rows that it embedded. Position 0 stays for our model to force."""
         ids = self.inputs["input_ids"][:, : self.tokens]
-        mask = self.inputs["attention_mask"][:, : self.tokens]
+        # Behind a prefix the reference's pre-training models cut the text, but neither mask nor
+        # segments: one for each position that is embedded.
+        whole = self.task in (MASKED_LM, REPLACED)
+        mask = self.inputs["attention_mask"]
+        if not whole:
+            mask = mask[:, : self.tokens]
         if self.filled:
             drawn = self.expected["effective_input_ids"][self.rows :, self.prefix :]
             ids = torch.cat([ids, drawn])
             mask = torch.cat([mask, drawn.ne(0).long()])
         arguments = {"input_ids": ids, "attention_mask": mask}
-        if self.task in (MASKED_LM, REPLACED):
-            arguments["token_type_ids"] = self.inputs["token_type_ids"][:, : self.tokens]
+        if whole:
+            arguments["token_type_ids"] = self.inputs["token_type_ids"]
         return arguments
 
     def labels(self) -> torch.Tensor:
