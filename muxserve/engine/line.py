@@ -1,6 +1,7 @@
 """The waiting line: requests come in from any thread, the engine's thread takes texts out.
 
-Equal texts that wait together, of one isolation key and cap on N, are one entry; cancelled and
+Equal texts that wait together, of one caller, isolation key and cap on N, are one entry; shared
+with others it would tell them, by the counters, that somebody asked for the text. Cancelled and
 expired ones leave before they can take a slot. One lock guards everything here; no one else holds
 its state. Any thread may join, one at a time takes out.
 """
@@ -15,8 +16,8 @@ import numpy as np
 from muxserve.engine.request import Outcome, Request
 from muxserve.errors import DeadlineExceeded, MuxserveError, NotReady, Overloaded
 
-#: Token ids, isolation key, cap on N.
-_Key = tuple[bytes, str | None, int | None]
+#: Token ids, isolation key, cap on N, caller.
+_Key = tuple[bytes, str | None, int | None, str]
 
 
 @dataclass(eq=False, slots=True)
@@ -28,6 +29,7 @@ class Entry:
         isolation_key: texts with different keys never share a group.
         max_num_instances: widest N that may serve it. It never changes: a batch is planned while
             others join.
+        caller: who asks, by name; the same of all waiters.
         waiters: (request, index of the text in it) of everyone who waits for it.
         joined_s: when it came, on ``time.perf_counter()``'s clock.
         length: tokens.
@@ -36,6 +38,7 @@ class Entry:
     ids: np.ndarray
     isolation_key: str | None
     max_num_instances: int | None
+    caller: str
     waiters: list[tuple[Request, int]]
     joined_s: float = field(default_factory=time.perf_counter)
     length: int = field(init=False)
@@ -46,7 +49,7 @@ class Entry:
     @property
     def key(self) -> "_Key":
         """What is equal of everybody who waits for it."""
-        return self.ids.tobytes(), self.isolation_key, self.max_num_instances
+        return self.ids.tobytes(), self.isolation_key, self.max_num_instances, self.caller
 
     def settle(self, outcome: Outcome) -> None:
         """Give everyone who waits the same outcome."""
@@ -107,7 +110,12 @@ class Line:
             self.joined += len(request.tokens)
             options = request.options
             for index, tokens in enumerate(request.tokens):
-                key = tokens.ids.tobytes(), options.isolation_key, options.max_num_instances
+                key = (
+                    tokens.ids.tobytes(),
+                    options.isolation_key,
+                    options.max_num_instances,
+                    options.caller,
+                )
                 entry = self._entries.get(key)
                 if entry is None:
                     self._entries[key] = Entry(tokens.ids, *key[1:], [(request, index)])

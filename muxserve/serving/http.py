@@ -25,6 +25,7 @@ from muxserve.engine.tokens import Truncate
 from muxserve.errors import MuxserveError, NotReady, Overloaded
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.callers import Caller, of_client
 from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound, shown
 from muxserve.serving.metrics import CONTENT_TYPE, exposition
 from muxserve.serving.oip_rest import as_json as oip_error
@@ -101,7 +102,7 @@ class _HttpApp(FastAPI):
             self._described = describe()
         return self._described
 
-    async def _predict(self, body: bytes, began_s: float) -> Reply:
+    async def _predict(self, body: bytes, began_s: float, caller: Caller) -> Reply:
         request = parse(PredictRequest, body, self._service.limits.max_texts_per_request)
         timeout_ms = request.timeout_ms
         answered = await self._service.classify(
@@ -111,24 +112,29 @@ class _HttpApp(FastAPI):
             isolation_key=request.isolation_key,
             timeout_s=None if timeout_ms is None else timeout_ms / 1000,
             since_s=began_s,
+            caller=caller,
         )
         answers = entries(answered, self._service.spec, "none" if request.raw_scores else None)
         return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
 
-    async def _classify(self, body: bytes, began_s: float) -> Reply:
+    async def _classify(self, body: bytes, began_s: float, caller: Caller) -> Reply:
         request = parse(ClassificationRequest, body, self._service.limits.max_texts_per_request)
         parameters = request.parameters or ClassificationParameters()
-        answered = await self._service.classify(_as_list(request.inputs), since_s=began_s)
+        answered = await self._service.classify(
+            _as_list(request.inputs), since_s=began_s, caller=caller
+        )
         answers = entries(answered, self._service.spec, parameters.function_to_apply)
         return _answer([one[: parameters.top_k] for one in answers], answered)
 
-    async def _tag(self, body: bytes, began_s: float) -> Reply:
+    async def _tag(self, body: bytes, began_s: float, caller: Caller) -> Reply:
         request = parse(
             TokenClassificationRequest, body, self._service.limits.max_texts_per_request
         )
         parameters = request.parameters or TokenClassificationParameters()
         ignored = set(parameters.ignore_labels or ())
-        answered = await self._service.classify(_as_list(request.inputs), since_s=began_s)
+        answered = await self._service.classify(
+            _as_list(request.inputs), since_s=began_s, caller=caller
+        )
         answers = [
             [_as_entity(entry) for entry in one if entry["label"] not in ignored]
             for one in entries(answered, self._service.spec)
@@ -155,13 +161,13 @@ class _HttpApp(FastAPI):
 class _JsonEndpoint:
     """An ASGI endpoint around ``answer``: reads the body, sends the reply, turns errors into JSON.
 
-    ``answer`` is given the body and when its request began: the body's time counts too.
+    ``answer`` is given the body, when its request began (the body's time counts too), and who asks.
     Cancellation passes through: Ray cancels the call of a client that has gone.
     """
 
     def __init__(
         self,
-        answer: Callable[[bytes, float], Awaitable[Reply]],
+        answer: Callable[[bytes, float, Caller], Awaitable[Reply]],
         service: TextService,
     ) -> None:
         self._answer = answer
@@ -175,7 +181,7 @@ class _JsonEndpoint:
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            reply = await self._answer(body, began_s)
+            reply = await self._answer(body, began_s, of_client(scope.get("client")))
         except ClientGone:
             return
         except MuxserveError as error:

@@ -15,6 +15,7 @@ from muxserve.engine.scores import label_scores
 from muxserve.errors import InvalidInput, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.answers import entries
+from muxserve.serving.callers import Caller
 from muxserve.serving.errors import NotFound, shown
 from muxserve.serving.service import Answered, TextService
 
@@ -117,12 +118,17 @@ class Model:
         return await self._service.backend.ready()
 
     async def infer(
-        self, asked: Inference, timeout_s: float | None = None, since_s: float | None = None
+        self,
+        asked: Inference,
+        caller: Caller,
+        timeout_s: float | None = None,
+        since_s: float | None = None,
     ) -> dict[str, Any]:
         """The arrays that were asked for, all of them where none was named; in the model's order.
 
         Args:
             asked: the request.
+            caller: who asks.
             timeout_s: the transport's deadline in seconds from now; the parameter's is in
                 microseconds, and the nearer one holds.
             since_s: as of ``TextService.classify``.
@@ -134,7 +140,11 @@ class Model:
         within_s = [one for one in (timeout_s, options.pop("timeout_s", None)) if one is not None]
         wanted = self._wanted(asked.outputs)
         answered = await self._service.classify(
-            asked.texts, **options, timeout_s=min(within_s, default=None), since_s=since_s
+            asked.texts,
+            **options,
+            timeout_s=min(within_s, default=None),
+            since_s=since_s,
+            caller=caller,
         )
         arrays = self._arrays(answered)
         return {

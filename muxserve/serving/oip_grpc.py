@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError
+from muxserve.serving.callers import of_grpc_peer
 from muxserve.serving.connections import ConnectionsConfig, grpc_connections_allowed
 from muxserve.serving.errors import Internal, NotFound
 from muxserve.serving.oip import (
@@ -148,7 +149,9 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         async def answer() -> Any:
             self._model.check(request.model_name, request.model_version)
             arrays = await self._model.infer(
-                _read(request, self._most_texts), context.time_remaining()
+                _read(request, self._most_texts),
+                of_grpc_peer(context.peer()),
+                context.time_remaining(),
             )
             return _write(request, self._model.name, arrays)
 

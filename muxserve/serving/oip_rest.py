@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
 from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.callers import Caller, of_client
 from muxserve.serving.errors import Internal, shown
 from muxserve.serving.oip import (
     MOST_TENSORS,
@@ -157,7 +158,9 @@ class _Infer:
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            content, json_bytes = await self._answer(body, _headers(scope), began_s)
+            content, json_bytes = await self._answer(
+                body, _headers(scope), began_s, of_client(scope.get("client"))
+            )
             if json_bytes is not None:
                 content_type = b"application/octet-stream"
                 headers.append((_LENGTH, str(json_bytes).encode()))
@@ -176,14 +179,14 @@ class _Infer:
         await send({"type": "http.response.body", "body": content})
 
     async def _answer(
-        self, body: bytes, headers: Mapping[bytes, bytes], began_s: float
+        self, body: bytes, headers: Mapping[bytes, bytes], began_s: float, caller: Caller
     ) -> tuple[bytes, int | None]:
         """The response's body, and the bytes of its JSON where binary data follows them."""
         json_end = _json_end(headers, len(body))
         most_texts = self._service.limits.max_texts_per_request
         asked = parse(InferBody, body[:json_end], most_texts)
         inference = _read(asked, body[json_end:], most_texts)
-        arrays = await self._model.infer(inference, since_s=began_s)
+        arrays = await self._model.infer(inference, caller, since_s=began_s)
         all_binary = (asked.parameters or {}).get("binary_data_output") is True
         binary = {one.name for one in inference.outputs if one.binary}
         described, parts = [], []

@@ -162,3 +162,13 @@ def test_a_wake_between_deciding_and_gathering_is_not_lost():
     before = line.wakes
     line.wake()
     line.gather(5, before)
+
+
+def test_equal_texts_of_different_callers_stay_apart():
+    line = Line(10)
+    for caller in ("a", "b", "a"):
+        line.join(request([1], caller=caller), 1)
+    waiting = line.waiting()
+    assert [len(entry.waiters) for entry in waiting] == [2, 1]
+    line.take(waiting)
+    assert (line.texts, line.distinct) == (0, 0)
