@@ -1,7 +1,7 @@
 """The drain time that autoscaling goes by: of the line at the widest N that each text allows."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -91,6 +91,9 @@ def test_keys_never_make_less_of_the_texts(texts):
 
 @given(TEXTS, TEXTS)
 def test_more_texts_take_no_less(some, more):
+    # Of one key, a long text may lift a short one's group to the length of another group, and both
+    # then share a forward: so this holds where no text has a key.
+    some, more = ([replace(text, isolation_key=None) for text in one] for one in (some, more))
     assert widest_drain_s(some + more, TIMES, WIDTHS) >= widest_drain_s(some, TIMES, WIDTHS)
     assert work_s(some + more, TIMES, WIDTHS) >= work_s(some, TIMES, WIDTHS)
 
