@@ -66,7 +66,7 @@ class LocalBackend:
         return self._engine.alive
 
     async def stats(self) -> dict[str, Any]:
-        return {"engines": [counters(self._engine)], "ingress": {"missing_engines": 0}}
+        return {"engines": [counters(self._engine)]}
 
 
 def counters(engine: Engine) -> dict[str, Any]:

@@ -40,7 +40,7 @@ SERIES = (
     Series(
         "muxserve_missing_engines",
         ("ingress", "missing_engines"),
-        "Engines that did not tell their counters in time.",
+        "Engines that did not tell their counters in time when last asked by /stats or /metrics.",
     ),
     Series("muxserve_texts_total", ("engines", "texts"), "Texts answered, each copy counted."),
     Series(

@@ -103,6 +103,7 @@ class TextService:
         self._texts = 0
         self._shed = 0
         self._expired = 0
+        self._missing_engines = 0
         self._tokenizing = Tokenizing(encoder)
 
     async def classify(
@@ -212,6 +213,7 @@ class TextService:
     async def stats(self) -> dict[str, Any]:
         """Counters of the engines behind it, and of the requests that came through it."""
         behind = await self.backend.stats()
+        self._missing_engines = behind.get("ingress", {}).get("missing_engines", 0)
         own = self.own_stats()
         return {**behind, **own, "ingress": {**behind.get("ingress", {}), **own["ingress"]}}
 
@@ -223,6 +225,7 @@ class TextService:
                 "capacity": self._most_texts,
                 "shed": self._shed,
                 "expired": self._expired,
+                "missing_engines": self._missing_engines,
             },
             "stages": asdict(self.stages),
             "latency": {"within": self.latency.within()},
