@@ -34,7 +34,12 @@ async def read_body(
         if name == b"content-encoding":
             encodings.append(value)
         # A length that is no number is the HTTP server's to refuse.
-        if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
+        if (
+            name == b"content-length"
+            and value.isdigit()
+            # Python reads no number of thousands of digits.
+            and (len(value.lstrip(b"0")) > 18 or int(value) > max_bytes)
+        ):
             raise _too_large(max_bytes)
     try:
         with timers.timeout(timeout_s):
