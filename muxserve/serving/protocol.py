@@ -275,8 +275,9 @@ class OneWrite(asyncio.Transport):
         self._held.append(data)
 
     def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, []
+        held, self._held = self._held, []
+        # Aborted meanwhile: nobody reads it, and a transport that has closed refuses it.
+        if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
 
     def write_eof(self) -> None:
