@@ -16,6 +16,7 @@ from muxserve.cli.app import (
     table,
     told_in_one_line,
 )
+from muxserve.extras import require
 
 if TYPE_CHECKING:
     from muxserve.loadtest.run import Progress
@@ -93,7 +94,6 @@ def run(
       muxserve loadtest loadtests/scenarios/burst.yaml --out burst --fail-if 'error_rate > 0'
     """
     from muxserve.loadtest.files import prepare_folder, write_report
-    from muxserve.loadtest.generator import check_locust_is_installed
     from muxserve.loadtest.run import Runner
     from muxserve.loadtest.scenario import read_scenario
     from muxserve.loadtest.thresholds import check, parse_threshold
@@ -104,7 +104,7 @@ def run(
     chosen = chosen.model_copy(update={"settings": [*chosen.settings, *(settings or [])]})
     if url is not None:
         chosen = at_url(chosen, url)
-    check_locust_is_installed()
+    require("a load test", "loadtest", "locust")
     folder = out or Path(f"loadtest-{chosen.name}")
     prepare_folder(folder)
     # What was started for the test must not stay behind, however it is ended.

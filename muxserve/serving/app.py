@@ -3,7 +3,6 @@
 A family that cannot be served fails here, before Ray deploys anything.
 """
 
-import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -14,7 +13,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from muxserve.engine.config import EngineConfig
-from muxserve.errors import FamilyError, InvalidInput
+from muxserve.errors import FamilyError
+from muxserve.extras import require
 from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_families
 from muxserve.serving.autoscaling import DrainPolicy
 from muxserve.serving.config import ReplicasConfig, ServeConfig
@@ -35,9 +35,9 @@ def build_app(config: ServeConfig) -> serve.Application:
     config = ServeConfig.model_validate(config.model_dump())
     config = config.model_copy(update={"family": checked_family(config)})
     if config.ingress.grpc_port is not None:
-        _check_extra("ingress.grpc_port", "tritonclient", "triton")
+        require("ingress.grpc_port", "triton", "tritonclient", field="ingress.grpc_port")
     if config.engine.runtime == "openvino":
-        _check_extra("engine.runtime=openvino", "openvino", "openvino")
+        require("engine.runtime=openvino", "openvino", "openvino", field="engine.runtime")
     _warn_of_shortfall(config)
     engines = {
         **_scaling(config.replicas, config.engine),
@@ -48,7 +48,7 @@ def build_app(config: ServeConfig) -> serve.Application:
     if config.arrangement == "together":
         return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
     if config.backend == "triton":
-        _check_extra("backend=triton", "tritonclient", "triton")
+        require("backend=triton", "triton", "tritonclient", field="backend")
         # Triton runs the forwards, so what scales here is the ingress.
         resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
         return _deployment(
@@ -94,14 +94,6 @@ def checked_family(config: ServeConfig) -> str:
     if config.family in shipped_families() and not (Path(config.family) / FAMILY_FILE).is_file():
         return config.family
     return str(folder.resolve())
-
-
-def _check_extra(setting: str, package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise InvalidInput(
-            f"{setting} needs {package}: pip install 'muxserve[{extra}]'",
-            field=setting.partition("=")[0],
-        )
 
 
 def _warn_of_shortfall(config: ServeConfig) -> None:
