@@ -15,28 +15,10 @@ from muxserve.models.files import shown
 from muxserve.models.weights_file import WeightsFacts
 
 #: Fields that are whole numbers of at least 1 wherever they stand.
-_POSITIVE = frozenset(
-    [
-        "dim",
-        "d_model",
-        "embedding_size",
-        "hidden_dim",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "n_embd",
-        "n_head",
-        "n_heads",
-        "n_layer",
-        "n_layers",
-        "num_attention_heads",
-        "num_hidden_demux_layers",
-        "num_hidden_layers",
-        "num_instances",
-        "num_labels",
-        "trained_length",
-        "vocab_size",
-    ]
+_POSITIVE = re.compile(
+    r"dim|d_model|embedding_size|hidden_dim|hidden_size|intermediate_size|max_position_embeddings"
+    r"|n_embd|n_heads?|n_layers?|num_attention_heads|num_hidden_(demux_)?layers|num_instances"
+    r"|num_labels|trained_length|vocab_size"
 )
 #: Fields that count parts of a network, each with tensors of its own.
 _COUNTS = re.compile(r"(^|_)(layers?|blocks?|block_sizes|depths?|experts|groups?|repeats|stages)$")
@@ -59,20 +41,10 @@ _PROBLEMS = ("single_label_classification", "multi_label_classification", "regre
 #: Token ids that a forward of ours embeds.
 _EMBEDDED = ("pad_token_id", "first_token_id")
 #: What says how a model is run, or with whose code: the engine decides that, no folder.
-_NOT_OURS = frozenset(
-    [
-        "attn_implementation",
-        "auto_map",
-        "chunk_size_feed_forward",
-        "experts_implementation",
-        "gradient_checkpointing",
-        "name_or_path",
-        "output_attentions",
-        "output_hidden_states",
-        "return_dict",
-        "torchscript",
-        "use_return_dict",
-    ]
+_NOT_OURS = re.compile(
+    r"_.*|attn_implementation|auto_map|chunk_size_feed_forward|experts_implementation"
+    r"|gradient_checkpointing|name_or_path|output_attentions|output_hidden_states|return_dict"
+    r"|torchscript|use_return_dict"
 )
 
 
@@ -109,7 +81,7 @@ def without_orders(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: without_orders(value) if isinstance(value, dict) and key not in _NAMES else value
         for key, value in config.items()
-        if key not in _NOT_OURS and not key.startswith("_")
+        if not _NOT_OURS.fullmatch(key)
     }
 
 
@@ -182,7 +154,7 @@ def _check_fields(
         if key in _NAMES:
             continue
         unsaid = key == "num_labels" and value is None
-        if key in _POSITIVE and not unsaid and not (_is_whole(value) and value >= 1):
+        if _POSITIVE.fullmatch(key) and not unsaid and not (_is_whole(value) and value >= 1):
             raise _refused(
                 file, field, f"expected a whole number of at least 1, got {shown(value)}"
             )

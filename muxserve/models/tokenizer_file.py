@@ -139,14 +139,16 @@ def _check_model(model: Mapping[str, Any], file: Path, rows: int) -> None:
             file, "model.type", f"expected one of {', '.join(_MODELS)}; got {shown(kind)}"
         )
     vocab = model.get("vocab")
+    if isinstance(vocab, dict | list) and len(vocab) > rows:
+        raise _refused(
+            file,
+            "model.vocab",
+            f"the tokenizer has {len(vocab):,} pieces, the weights {rows:,}: it is another model's",
+        )
     if isinstance(vocab, dict):
         for piece, token in vocab.items():
             _check_id(token, f"model.vocab, piece {shown(piece)}", file, rows)
     elif isinstance(vocab, list):
-        if len(vocab) > rows:
-            raise _refused(
-                file, "model.vocab", f"{len(vocab):,} pieces; the network has {rows:,} rows"
-            )
         for index, entry in enumerate(vocab):
             pair = isinstance(entry, list) and len(entry) == 2
             if not pair or not isinstance(entry[0], str) or not _is_number(entry[1]):
