@@ -288,8 +288,14 @@ def _check_template(step: Mapping[str, Any], file: Path, rows: int) -> int:
         raise _refused(file, "post_processor.single", f"must have a text once, has {texts:,}")
     added = 0
     for one in pieces:
-        if isinstance(one, dict) and isinstance(one.get("SpecialToken"), dict):
-            added += lengths.get(str(one["SpecialToken"].get("id")), 1)
+        token = one.get("SpecialToken") if isinstance(one, dict) else None
+        if token is not None:
+            name = token.get("id") if isinstance(token, dict) else token
+            if not isinstance(name, str) or name not in lengths:
+                raise _refused(
+                    file, "post_processor.single", f"{shown(name)} is none of special_tokens"
+                )
+            added += lengths[name]
     return added
 
 
