@@ -4,6 +4,7 @@ The order is: JSON, claims (``muxserve.models.claims``), the config as ``transfo
 network on the meta device, its values against the weights'. Only then may somebody build it.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,10 @@ def model_config(config: dict[str, Any], folder: Path) -> PreTrainedConfig:
     kept = {key: value for key, value in without_orders(config).items() if key != "model_type"}
     try:
         made: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
-        named = {key for key in kept if callable(getattr(made, key, None))}
-        return made.from_dict({key: value for key, value in kept.items() if key not in named})
+        # What only computes or does something cannot be set; the number of labels can.
+        fields = {*made.__dataclass_fields__, "num_labels"}
+        settable = {key for key in kept if key in fields or not hasattr(made, key)}
+        return made.from_dict({key: value for key, value in kept.items() if key in settable})
     except Exception as error:  # transformers raises anything for a field of another kind
         raise FamilyError(f"{file}: {reason(error)}") from None
 
@@ -104,6 +107,28 @@ def check_values(model: PreTrainedModel, weights: WeightsFacts, folder: Path) ->
             f"{folder / CONFIG_FILE}: claims a network of {values:,} values, but {weights.name} "
             f"has {weights.bytes:,} bytes"
         )
+
+
+def check_shapes(
+    found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], file: Path
+) -> None:
+    """Refuse a tensor of another shape than its network has.
+
+    Args:
+        found: shapes in ``file``, by name.
+        expected: shapes of the network, by name.
+        file: for the error.
+
+    Raises:
+        FamilyError: naming the tensor.
+    """
+    for key, shape in expected.items():
+        if key in found and list(found[key]) != list(shape):
+            raise FamilyError(
+                f"{file}: tensor {key} has shape {list(found[key])}, {CONFIG_FILE} asks for "
+                f"{list(shape)}",
+                field=key,
+            )
 
 
 def _guessed(folder: Path) -> str | None:

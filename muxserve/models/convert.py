@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from muxserve.errors import FamilyError
-from muxserve.models.checkpoint import empty_model, model_config, read_config
+from muxserve.models.checkpoint import check_shapes, empty_model, model_config, read_config
 from muxserve.models.claims import label_fault
 from muxserve.models.config import MuxConfig
 from muxserve.models.family import (
@@ -180,9 +180,14 @@ def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
             field="architectures",
         )
     made = model_config(config, folder)
-    empty_model(AUTO_MODELS[task], made, folder)
-    model = AUTO_MODELS[task].from_config(made)
+    expected = empty_model(AUTO_MODELS[task], made, folder).state_dict()
     state = {k: v for k, v in read_state(folder).items() if not k.endswith("position_ids")}
+    check_shapes(
+        {key: tensor.shape for key, tensor in state.items()},
+        {key: tensor.shape for key, tensor in expected.items()},
+        folder,
+    )
+    model = AUTO_MODELS[task].from_config(made)
     report = model.load_state_dict(state, strict=False)
     tied = set(model.all_tied_weights_keys)
     missing = [key for key in report.missing_keys if key not in tied]

@@ -4,7 +4,7 @@ In: a folder. Out: a ``Family`` with one loaded model for each member N (members
 folder share it). Whatever is wrong is a ``FamilyError`` that names the file and the field.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from transformers import (
 from muxserve.errors import FamilyError
 from muxserve.models.checkpoint import (
     CONFIG_FILE,
+    check_shapes,
     check_values,
     empty_model,
     model_config,
     read_claims,
 )
 from muxserve.models.config import MuxConfig
-from muxserve.models.files import check_checksums, read_json
+from muxserve.models.files import check_checksums, read_json, short
 from muxserve.models.official import is_official
 from muxserve.models.precision import fastest_dtype
 from muxserve.models.spec import FAMILY_FILE, FamilySpec, Member, Task, read_spec, write_spec
@@ -264,25 +265,17 @@ def _check_checkpoint(folder: Path, task: Task) -> PreTrainedConfig:
     network = empty_model(AUTO_MODELS[task], config, folder)
     check_values(network, weights, folder)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    _check_shapes(tensor_shapes(folder / SAFE), shapes, folder / SAFE)
-    return config
-
-
-def _check_shapes(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], file: Path
-) -> None:
-    for key, shape in expected.items():
-        if key not in found:
-            raise FamilyError(f"{file}: tensor {key} is missing", field=key)
-        if found[key] != shape:
-            raise FamilyError(
-                f"{file}: tensor {key} has shape {list(found[key])}, config.json asks for "
-                f"{list(shape)}",
-                field=key,
-            )
-    unknown = sorted(set(found) - set(expected))
+    file = folder / SAFE
+    found = tensor_shapes(file)
+    missing = sorted(set(shapes) - set(found))
+    if missing:
+        raise FamilyError(f"{file}: tensor {missing[0]} is missing", field=missing[0])
+    check_shapes(found, shapes, file)
+    unknown = sorted(set(found) - set(shapes))
     if unknown:
-        raise FamilyError(f"{file}: unexpected tensors {', '.join(unknown[:5])}", field=unknown[0])
+        told = short(", ".join(unknown[:5]))
+        raise FamilyError(f"{file}: unexpected tensors {told}", field=unknown[0])
+    return config
 
 
 def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, folder: Path) -> None:

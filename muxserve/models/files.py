@@ -21,6 +21,8 @@ _PACKAGE = Path(__file__).parents[1]
 #: What is told of a value, or of another library's reason.
 _TOLD_CHARACTERS = 60
 _TOLD_REASON = 240
+#: Characters of a path: the name of one file may have so many on every system.
+_MOST_PATH = 255
 
 
 def shown(value: object) -> str:
@@ -33,12 +35,18 @@ def shown(value: object) -> str:
     return text if len(text) <= _TOLD_CHARACTERS else f"{text[:_TOLD_CHARACTERS]}..."
 
 
+def short(text: str) -> str:
+    """What another library says, in one line of some length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _TOLD_REASON else f"{line[:_TOLD_REASON]}..."
+
+
 def reason(error: BaseException) -> str:
-    """Why another library refused, in one line of some length; with its kind where that is all."""
-    text = " ".join(str(error).split())
+    """Why another library refused, in one line; with the error's kind where that says more."""
+    text = str(error)
     if not text or isinstance(error, KeyError | ZeroDivisionError | AttributeError | IndexError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
-    return text if len(text) <= _TOLD_REASON else f"{text[:_TOLD_REASON]}..."
+    return short(text)
 
 
 def read_bounded(file: Path, most_bytes: int) -> bytes:
@@ -83,7 +91,7 @@ def parse_json(content: bytes, file: Path) -> Any:
     except ValueError as error:  # also a number of thousands of digits
         raise FamilyError(f"{file}: not JSON: {reason(error)}") from None
     level = [parsed] if isinstance(parsed, dict | list) else []
-    for _ in range(MOST_DEPTH):
+    for _ in range(MOST_DEPTH + 1):
         if not level:
             return parsed
         level = [
@@ -117,7 +125,8 @@ def inside(folder: Path, name: str, *, file: Path, field: str) -> Path:
     told = f"{file}: field {field}: {shown(name)}"
     pure = PurePosixPath(name)
     absolute = pure.is_absolute() or PureWindowsPath(name).drive
-    if absolute or ".." in pure.parts or "\\" in name or not name or not name.isprintable():
+    plain = name.isprintable() and "\\" not in name and 0 < len(name) <= _MOST_PATH
+    if absolute or ".." in pure.parts or not plain:
         raise FamilyError(
             f"{told} is not a path within the folder: expected a relative one without '..'",
             field=field,

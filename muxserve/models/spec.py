@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from muxserve.errors import FamilyError
 from muxserve.models.claims import label_fault
-from muxserve.models.files import MOST_JSON_BYTES, checksum, inside, read_bounded
+from muxserve.models.files import MOST_JSON_BYTES, checksum, inside, read_bounded, short
 from muxserve.models.weights_file import SAFE
 
 FAMILY_FILE = "family.json"
@@ -134,7 +134,9 @@ def read_spec(folder: Path) -> FamilySpec:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        raise FamilyError(f"{file}: field {field}: {first['msg']}", field=field) from None
+        raise FamilyError(
+            f"{file}: field {short(field)}: {short(first['msg'])}", field=field
+        ) from None
     inside(folder, spec.tokenizer, file=file, field="tokenizer")
     for index, member in enumerate(spec.members):
         inside(folder, member.path, file=file, field=f"members.{index}.path")

@@ -150,7 +150,10 @@ def test_a_checkpoint_that_claims_what_cannot_be_is_one_line(plain, name, tmp_pa
     told(raised.value)
     assert not (tmp_path / "out").exists()
     recipe = StageRecipe(
-        stage="finetune", start=str(plain), out=tmp_path / "trained", data=tmp_path / "data.csv"
+        stage="finetune",
+        start=str(plain),
+        out=tmp_path / "trained",
+        data=str(tmp_path / "data.csv"),
     )
     with pytest.raises(FamilyError, match=field):
         stage_network(recipe, ["a", "b"])
@@ -175,6 +178,7 @@ def test_orders_of_a_config_are_not_followed(plain, tmp_path):
         "auto_map": {"AutoConfig": "trap.Config"},
         "return_dict": False,
         "to_dict": 5,
+        "served_widths": [1],
     }
     edit(plain / "config.json", setting(**orders))
     made = convert(str(plain), tmp_path / "out")
@@ -222,9 +226,9 @@ TOKENIZERS: dict[str, tuple[Change, str]] = {
     "deep": (lambda _: nested(100_000), "nested more than"),
     "no model": (setting(model=None), "model"),
     "another model": (lambda t: t["model"].update(type="Evil"), "model.type"),
-    "id 2^31": (lambda t: t["model"]["vocab"].update(new=2**31), "2,147,483,648"),
-    "negative id": (lambda t: t["model"]["vocab"].update(new=-1), "model.vocab"),
-    "id as text": (lambda t: t["model"]["vocab"].update(new="5"), "model.vocab"),
+    "id 2^31": (lambda t: t["model"]["vocab"].update(good=2**31), "2,147,483,648"),
+    "negative id": (lambda t: t["model"]["vocab"].update(good=-1), "model.vocab"),
+    "id as text": (lambda t: t["model"]["vocab"].update(good="5"), "model.vocab"),
     "id beyond the table": (lambda t: t["model"]["vocab"].update(good=len(PIECES)), "model.vocab"),
     "one more piece": (lambda t: t["model"]["vocab"].update(new=1), "another model's"),
     "added id": (
@@ -320,7 +324,17 @@ def test_a_charsmap_that_stays_in_itself_is_taken():
     assert "bytes" in (charsmap_fault(charsmap([0] * 256, b"y" * 1000)) or "")
 
 
-PATHS = ["../other", "/etc/passwd", "a/../../b", "C:\\windows", "..\\x", "", "a\0b", "\n"]
+PATHS = [
+    "x" * 300,
+    "../other",
+    "/etc/passwd",
+    "a/../../b",
+    "C:\\windows",
+    "..\\x",
+    "",
+    "a\0b",
+    "\n",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -463,11 +477,11 @@ COMMANDS = [
     "classify --family {family} text",
     "serve --family {family} --port 1",
     "convert {plain} {out}",
-    "train distill {plain} {texts} {out}",
-    "train finetune {plain} {texts} {out}",
-    "export {family} {out}",
+    "train distill --teacher {plain} --texts {texts} --out {out}",
+    "train finetune --start {plain} --data {texts} --out {out} --num-instances 1",
+    "export triton {family} {out}",
     "evaluate {family} --data {texts}",
-    "plan --family {family} --rate 5@1",
+    "plan --family {family} --rate 5:1",
 ]
 
 
