@@ -78,7 +78,7 @@ def checked_family(config: ServeConfig) -> str:
         FamilyError: naming the file and the field.
     """
     folder = resolve(config.family)
-    spec = check_family(folder)
+    spec = check_family(folder, verify_checksums=config.engine.verify_checksums)
     widths = [member.num_instances for member in spec.members]
     pinned, cap = config.engine.num_instances, config.engine.max_num_instances
     for setting, fits in (

@@ -61,10 +61,11 @@ class MuxIngress:
         self._engine = None
         self._local: LocalBackend | None = None
         backend: Backend
+        verify = config.engine.verify_checksums
         if config.backend == "triton":
             from muxserve.serving.triton import TritonReplicas  # needs the extra 'triton'
 
-            family = Family.load(config.family, widths=[])
+            family = Family.load(config.family, widths=[], verify_checksums=verify)
             backend = BundlingBackend(TritonReplicas(family, config.triton), config.ingress)
         elif replicas is None:
             self._engine = load_engine(config.family, config.engine)
@@ -72,7 +73,7 @@ class MuxIngress:
             backend = self._local = LocalBackend(self._engine)
         else:
             # No member is loaded: an ingress needs the labels and the tokenizer.
-            family = Family.load(config.family, widths=[])
+            family = Family.load(config.family, widths=[], verify_checksums=verify)
             calls = ReplicaCalls(replicas, config.ingress.replica_wait_s)
             backend = BundlingBackend(calls, config.ingress)
         encoder = TextEncoder.of_family(family)
