@@ -4,6 +4,7 @@ The functions here have the types of the interface and no bodies: FastAPI derive
 from them, and they never serve a request (``muxserve.serving.http`` does, without FastAPI's cost).
 """
 
+import copy
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +12,8 @@ from fastapi.responses import PlainTextResponse
 
 from muxserve import __version__
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TextTooLong
-from muxserve.serving.errors import Internal, MalformedJson
+from muxserve.serving.doors import is_probe
+from muxserve.serving.errors import Internal, MalformedJson, Unauthenticated
 from muxserve.serving.oip_rest import InferBody
 from muxserve.serving.schemas import (
     ClassificationRequest,
@@ -61,6 +63,14 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
             },
         },
     }
+}
+
+_REFUSED = {
+    "description": "`unauthenticated`: no API key, or one that nobody has",
+    "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer."}},
+    "content": {
+        "application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}
+    },
 }
 
 _described = FastAPI(title="muxserve", version=__version__, description=_ABOUT)
@@ -151,6 +161,21 @@ def model_infer(name: str, body: InferBody, version: str = "1") -> dict[str, Any
     raise NotImplementedError
 
 
-def describe() -> dict[str, Any]:
-    """The OpenAPI document."""
-    return _described.openapi()
+def describe(*, with_keys: bool = False) -> dict[str, Any]:
+    """The OpenAPI document.
+
+    Args:
+        with_keys: whether an API key is asked for.
+    """
+    document = copy.deepcopy(_described.openapi())
+    if with_keys:
+        schemes = document["components"].setdefault("securitySchemes", {})
+        schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key."}
+        document["security"] = [{"key": []}]
+        for path, methods in document["paths"].items():
+            for operation in methods.values():
+                if is_probe(path):
+                    operation["security"] = []
+                else:
+                    operation["responses"][str(Unauthenticated.status)] = _REFUSED
+    return document
