@@ -40,7 +40,6 @@ class Door:
         keyring: of ``config.keys_file``, where there is one.
         """
         config = config or SecurityConfig()
-        self.asks_for_keys = keyring is not None
         self._keyring = keyring
         self._pages = config.pages
         self._proxies = TrustedProxies(config.trusted_proxies, config.proxy_header)
@@ -51,6 +50,12 @@ class Door:
         """Whether there is a page that lists all paths."""
         return self._pages.docs != "off"
 
+    def needs_key(self, path: str) -> bool:
+        """Whether a path of this application asks for a key."""
+        page = _PAGES.get(path)
+        access = "key" if page is None else self._pages.of(page)
+        return self._keyring is not None and access == "key" and not _is_probe(path)
+
     def http_caller(self, scope: Scope, path: str) -> Caller:
         """Who asks for a path of this application.
 
@@ -59,16 +64,11 @@ class Door:
             NotFound: a page that is off.
         """
         page = _PAGES.get(path)
-        access = "key" if page is None else self._pages.of(page)
-        if access == "off":
+        if page is not None and self._pages.of(page) == "off":
             raise NotFound(f"there is nothing at {shown(path, quoted=False)}")
-        if (
-            self._keyring is None
-            or access == "open"
-            or is_probe(path)
-        ):
-            return self._by_address(scope)
-        return _of_key(self._keyring, _values(scope["headers"], b"authorization"))
+        if self._keyring is not None and self.needs_key(path):
+            return _of_key(self._keyring, _values(scope["headers"], b"authorization"))
+        return self._by_address(scope)
 
     def _by_address(self, scope: Scope) -> Caller:
         client = scope.get("client")
@@ -106,8 +106,7 @@ class Door:
         return of_address(address)
 
 
-def is_probe(path: str) -> bool:
-    """Whether a path only tells whether this runs, and so asks nobody for a key."""
+def _is_probe(path: str) -> bool:
     return path in _PROBES or _MODEL_READY.fullmatch(path) is not None
 
 

@@ -132,7 +132,7 @@ class _HttpApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self._described is None:
-            self._described = describe(with_keys=self._door.asks_for_keys)
+            self._described = describe(self._door.needs_key)
         return self._described
 
     async def _predict(self, body: bytes, began_s: float, caller: Caller) -> Reply:

@@ -26,8 +26,9 @@ from pydantic import (
 )
 
 from muxserve.errors import InvalidInput
+from muxserve.models.family import FamilySpec
 from muxserve.serving.callers import Caller
-from muxserve.serving.config import LimitsConfig
+from muxserve.serving.config import LimitsConfig, ServeConfig
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,11 @@ class Keys:
 
     def _blind(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._secret, digest_size=32).digest()
+
+
+def narrowest(spec: FamilySpec, config: ServeConfig) -> int:
+    """The narrowest N that a family is served at: no key can ask for less."""
+    return config.engine.num_instances or spec.members[0].num_instances
 
 
 def read_keys(path: Path, server: LimitsConfig, narrowest: int = 1) -> Keys:

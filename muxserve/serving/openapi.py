@@ -5,6 +5,7 @@ from them, and they never serve a request (``muxserve.serving.http`` does, witho
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,7 +13,6 @@ from fastapi.responses import PlainTextResponse
 
 from muxserve import __version__
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TextTooLong
-from muxserve.serving.doors import is_probe
 from muxserve.serving.errors import Internal, MalformedJson, Unauthenticated
 from muxserve.serving.oip_rest import InferBody
 from muxserve.serving.schemas import (
@@ -68,9 +68,6 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 _REFUSED = {
     "description": "`unauthenticated`: no API key, or one that nobody has",
     "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer."}},
-    "content": {
-        "application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}
-    },
 }
 
 _described = FastAPI(title="muxserve", version=__version__, description=_ABOUT)
@@ -161,21 +158,18 @@ def model_infer(name: str, body: InferBody, version: str = "1") -> dict[str, Any
     raise NotImplementedError
 
 
-def describe(*, with_keys: bool = False) -> dict[str, Any]:
+def describe(needs_key: Callable[[str], bool] = lambda _: False) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
-        with_keys: whether an API key is asked for.
+        needs_key: whether a path asks for an API key.
     """
     document = copy.deepcopy(_described.openapi())
-    if with_keys:
-        schemes = document["components"].setdefault("securitySchemes", {})
-        schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key."}
-        document["security"] = [{"key": []}]
-        for path, methods in document["paths"].items():
-            for operation in methods.values():
-                if is_probe(path):
-                    operation["security"] = []
-                else:
-                    operation["responses"][str(Unauthenticated.status)] = _REFUSED
+    closed = [path for path in document["paths"] if needs_key(path)]
+    if closed:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path in closed:
+        for operation in document["paths"][path].values():
+            operation["security"] = [{"key": []}]
+            operation["responses"][str(Unauthenticated.status)] = _REFUSED
     return document
