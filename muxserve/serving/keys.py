@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import yaml
 from pydantic import (
     BaseModel,
@@ -264,7 +265,10 @@ def _read(path: Path) -> tuple[bytes, bool]:
 
 def _parse(path: Path, content: bytes, server: LimitsConfig, narrowest: int) -> Keys:
     try:
-        value = yaml.safe_load(content.decode())
+        try:
+            value = orjson.loads(content)  # many times as quick, for many keys
+        except orjson.JSONDecodeError:
+            value = yaml.safe_load(content.decode())
     except yaml.MarkedYAMLError as error:
         # Its message quotes the file.
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""

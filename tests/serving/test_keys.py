@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from pydantic import ValidationError
 from muxserve.errors import InvalidInput
 from muxserve.serving import keys as keys_module
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.keys import KeyEntry, Keyring, read_keys
+from muxserve.serving.keys import KeyEntry, KeyLimits, Keyring, read_keys
 
 SECRET = "c0ffee" * 10
 OTHER = "decade" * 10
 LIMITS = LimitsConfig(max_texts_per_request=8)
 BOUND_S = 20
+SECURITY_PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
 
 
 def written(folder: Path, content: object) -> Path:
@@ -251,3 +253,16 @@ def test_of_many_keys_each_is_found(tmp_path):
         assert caller is not None
         assert caller.key == f"key-{index}"
     assert keys.caller(f"{500:064x}".encode()) is None
+
+
+def test_the_documented_file_is_one(tmp_path):
+    (example,) = re.findall(r"```yaml\n(keys:.*?)```", SECURITY_PAGE, flags=re.DOTALL)
+    keys = read_keys(written(tmp_path, example), LIMITS)
+    assert len(keys) == len(yaml.safe_load(example)["keys"])
+
+
+def test_every_field_of_the_file_is_documented():
+    for name in KeyEntry.model_fields:
+        assert f"`{name}`" in SECURITY_PAGE, name
+    for name in KeyLimits.model_fields:
+        assert f"`limits.{name}`" in SECURITY_PAGE or f"`.{name}`" in SECURITY_PAGE, name

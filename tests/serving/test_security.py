@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from muxserve import Engine
 from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.request import RequestOptions, Tokens
-from muxserve.errors import InvalidInput, Overloaded, one_line
+from muxserve.errors import InvalidInput, one_line
 from muxserve.serving.app import build_app
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.callers import HANDLES
@@ -40,7 +41,7 @@ from muxserve.serving.oip_grpc import GrpcListener
 from muxserve.serving.proxies import TrustedProxies
 from muxserve.serving.security import SecurityConfig
 from muxserve.serving.service import TextService
-from tests.ray_serve import BOUND_S, ray_serve
+from tests.ray_serve import BOUND_S, ray_serve, until
 
 WEB, BATCH, SMALL = "a" * 20 + "web", "b" * 20 + "batch", "c" * 20 + "small"
 ORIGIN = "https://app.example.com"
@@ -60,14 +61,17 @@ KEYS = {
 
 
 class Recording(LocalBackend):
-    """The engine, and what it was asked."""
+    """The engine, and what it was asked. Callers that are held wait for their answers."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.options: list[RequestOptions] = []
+        self.held: set[str] = set()
 
     async def classify(self, tokens: list[Tokens], options: RequestOptions) -> Any:
         self.options.append(options)
+        while options.caller in self.held:
+            await asyncio.sleep(0.01)
         return await super().classify(tokens, options)
 
 
@@ -103,7 +107,6 @@ def serving(engine: Engine, security: SecurityConfig) -> Iterator[SimpleNamespac
             port=http_port,
             grpc=f"127.0.0.1:{grpc_port}",
             backend=backend,
-            service=service,
             keyring=keyring,
             name=engine.family.spec.name,
         )
@@ -357,20 +360,29 @@ def test_limits_of_a_key_hold_for_it_alone(server, route):
 
 def test_a_key_holds_no_more_texts_than_it_may(server):
     """While texts of it are under way; others go on."""
-    service = server.service
-    small = server.keyring.caller(SMALL.encode())
-    web = server.keyring.caller(WEB.encode())
-    with service._place(small, ["a", "b"]):
-        with pytest.raises(Overloaded, match="at most 2"):
-            service.check_room(small)
-        body = {"inputs": "good"}
-        response = server.client.post("/predict", json=body, headers=bearer(SMALL))
-        assert (response.status_code, response.json()["error"]) == (503, "overloaded")
-        assert "retry-after" in response.headers
-        assert server.client.post("/predict", json=body, headers=bearer(WEB)).status_code == 200
-        service.check_room(web)
-    assert server.client.post("/predict", json=body, headers=bearer(SMALL)).status_code == 200
-    assert not service._texts_of
+    backend = server.backend
+
+    def post(key: str, texts: list[str]) -> httpx.Response:
+        response: httpx.Response = server.client.post(
+            "/predict", json={"inputs": texts}, headers=bearer(key)
+        )
+        return response
+
+    before = len(backend.options)
+    backend.held.add("key:small")
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first = pool.submit(post, SMALL, ["a", "b"])
+            until(lambda: len(backend.options) > before, "it is under way")
+            refusal = post(SMALL, ["c"])
+            assert (refusal.status_code, refusal.json()["error"]) == (503, "overloaded")
+            assert "at most 2 may be" in refusal.json()["message"]
+            assert "retry-after" in refusal.headers
+            assert post(WEB, ["c"]).status_code == 200
+        finally:
+            backend.held.clear()
+        assert first.result(BOUND_S).status_code == 200
+    assert post(SMALL, ["c"]).status_code == 200
 
 
 # gRPC
@@ -453,37 +465,29 @@ def test_a_message_that_cannot_be_read_is_the_callers_mistake(server, caplog, me
 
 def test_a_key_is_taken_away_while_it_is_used(engine, tmp_path, caplog):
     security = SecurityConfig(keys_file=keys_file(tmp_path))
-    with caplog.at_level(logging.DEBUG), serving(engine, security) as running:
+
+
+    def passes(running: SimpleNamespace, key: str) -> tuple[int, bool]:
+        """Status over HTTP, and whether gRPC answers."""
+        response = running.client.post("/predict", json={"inputs": "good"}, headers=bearer(key))
+        metadata = (("authorization", f"Bearer {key}"),)
         with grpc.insecure_channel(running.grpc) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                stub.ServerMetadata(pb.ServerMetadataRequest(), BOUND_S, metadata)
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.UNAUTHENTICATED
+                return response.status_code, False
+        return response.status_code, True
 
-            def statuses() -> list[tuple[int, bool]]:
-                told = []
-                for key in (WEB, BATCH):
-                    response = running.client.post(
-                        "/predict", json={"inputs": "good"}, headers=bearer(key)
-                    )
-                    try:
-                        stub.ServerMetadata(
-                            pb.ServerMetadataRequest(),
-                            BOUND_S,
-                            (("authorization", f"Bearer {key}"),),
-                        )
-                        passed = True
-                    except grpc.RpcError as error:
-                        passed = error.code() != grpc.StatusCode.UNAUTHENTICATED
-                    told.append((response.status_code, passed))
-                return told
-
-            assert statuses() == [(200, True), (200, True)]
-            keys_file(tmp_path, {"keys": KEYS["keys"][1:]})
+    with caplog.at_level(logging.DEBUG), serving(engine, security) as running:
+        assert [passes(running, key) for key in (WEB, BATCH)] == [(200, True), (200, True)]
+        # The first key is taken away; then comes a file that is none.
+        for content in ({"keys": KEYS["keys"][1:]}, {"keys": KEYS["keys"][0]}):
+            keys_file(tmp_path, content)
             for _ in range(2):
                 running.keyring.look()
-            assert statuses() == [(401, False), (200, True)]
-            keys_file(tmp_path, {"keys": KEYS["keys"][0]})
-            for _ in range(2):
-                running.keyring.look()
-            assert statuses() == [(401, False), (200, True)]
+            assert [passes(running, key) for key in (WEB, BATCH)] == [(401, False), (200, True)]
     told = "\n".join(f"{one.getMessage()} {one.args}" for one in caplog.records)
     assert "the keys that were read before stay" in told
     for key in (WEB, BATCH, SMALL):
