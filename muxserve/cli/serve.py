@@ -2,13 +2,16 @@
 
 import os
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muxserve.cli.app import FamilyOption, app, told_in_one_line
 from muxserve.errors import InvalidInput
 from muxserve.serving.ports import check_port_is_free, free_block
+
+if TYPE_CHECKING:
+    from muxserve.serving.security import SecurityConfig
 
 
 class Proxy(StrEnum):
@@ -76,6 +79,8 @@ def serve(
     os.environ.update(RAY_SETTINGS[proxy])
     if proxy is Proxy.HAPROXY:
         os.environ.update(_ports_behind_haproxy())
+    # Ray's proxies would believe any X-Forwarded-For of this machine; see security.trusted_proxies.
+    os.environ["FORWARDED_ALLOW_IPS"] = ""
     # Ray's own default for a Ray that it starts; said outright, it needs no warning.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
@@ -106,7 +111,7 @@ def serve(
         built,
         None if proxy is Proxy.NONE else (host, port),
         needs(config),
-        lambda: typer.echo(_how_to_ask(host, port)),
+        lambda: typer.echo(_how_to_ask(host, port, config.security)),
     )
     typer.echo("stopped", err=True)
 
@@ -130,11 +135,13 @@ def _key_value(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _how_to_ask(host: str, port: int) -> str:
+def _how_to_ask(host: str, port: int, security: "SecurityConfig") -> str:
     shown = "127.0.0.1" if host == "0.0.0.0" else host
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    docs = "" if security.pages.docs == "off" else f"docs: {url}/docs; "
+    key = "" if security.keys_file is None else ' -H "authorization: Bearer $KEY"'
     return (
-        f"ready on {url} (docs: {url}/docs; Ctrl-C stops)\n"
-        f"  curl -s {url}/predict -H 'content-type: application/json' \\\n"
+        f"ready on {url} ({docs}Ctrl-C stops)\n"
+        f"  curl -s {url}/predict -H 'content-type: application/json'{key} \\\n"
         f'    -d \'{{"inputs": "A moving, beautifully shot film."}}\''
     )

@@ -19,8 +19,10 @@ from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_f
 from muxserve.serving.autoscaling import DrainPolicy
 from muxserve.serving.config import ReplicasConfig, ServeConfig
 from muxserve.serving.ingress import MuxIngress
+from muxserve.serving.keys import narrowest, read_keys
 from muxserve.serving.placement import needs, shortfall
 from muxserve.serving.replica import MuxReplica
+from muxserve.serving.security import SecurityConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,9 @@ def build_app(config: ServeConfig) -> serve.Application:
     """
     # A plain ServeConfig: a subclass of it may live in a module that a worker cannot import.
     config = ServeConfig.model_validate(config.model_dump())
-    config = config.model_copy(update={"family": checked_family(config)})
+    config = config.model_copy(
+        update={"family": checked_family(config), "security": _checked_security(config)}
+    )
     if config.ingress.grpc_port is not None:
         require("ingress.grpc_port", "triton", "tritonclient", field="ingress.grpc_port")
     if config.engine.runtime == "openvino":
@@ -94,6 +98,20 @@ def checked_family(config: ServeConfig) -> str:
     if config.family in shipped_families() and not (Path(config.family) / FAMILY_FILE).is_file():
         return config.family
     return str(folder.resolve())
+
+
+def _checked_security(config: ServeConfig) -> SecurityConfig:
+    """The settings with the file of keys as another process finds it, once it was read here.
+
+    Raises:
+        InvalidInput: naming the file and the place.
+    """
+    security = config.security
+    if security.keys_file is None:
+        return security
+    path = Path(security.keys_file).absolute()
+    read_keys(path, config.limits, narrowest(check_family(resolve(config.family)), config))
+    return security.model_copy(update={"keys_file": str(path)})
 
 
 def _warn_of_shortfall(config: ServeConfig) -> None:
