@@ -178,7 +178,6 @@ def test_orders_of_a_config_are_not_followed(plain, tmp_path):
         "auto_map": {"AutoConfig": "trap.Config"},
         "return_dict": False,
         "to_dict": 5,
-        "served_widths": [1],
     }
     edit(plain / "config.json", setting(**orders))
     made = convert(str(plain), tmp_path / "out")
@@ -339,7 +338,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_out_of_the_folder_is_refused(family, path):
-    (family.parent / "other").write_text("{}")
+    (family.parent / "x").write_text("{}")
     for field, change in (
         ("tokenizer", setting(tokenizer=path)),
         ("members.0.path", lambda content: content["members"][0].update(path=path)),
@@ -490,7 +489,7 @@ def test_every_command_tells_it_in_one_line(family, plain, command, tmp_path, ca
     for file in (family / "weights" / "config.json", plain / "config.json"):
         edit(file, CONFIGS["labels"][0])
     texts = tmp_path / "texts.csv"
-    texts.write_text("text,label\na good film,positive\nbad,negative\n")
+    texts.write_text("text,label\n" + 20 * "a good film,positive\nbad,negative\n")
     places = {"family": family, "plain": plain, "texts": texts, "out": tmp_path / "out"}
     with pytest.raises(SystemExit) as ended:
         app([part.format(**places) for part in command.split()])
