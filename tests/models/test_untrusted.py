@@ -1,8 +1,10 @@
 """A folder from anywhere: what it claims is checked first, and the answer is one line."""
 
+import base64
 import copy
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -209,8 +211,6 @@ TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 
 
 def charsmap(units: list[int], replacements: bytes = b"x\0") -> str:
-    import base64
-
     trie = b"".join(struct.pack("<I", unit) for unit in units)
     return base64.b64encode(struct.pack("<I", len(trie)) + trie + replacements).decode()
 
@@ -470,6 +470,17 @@ def test_depth_is_bounded_and_what_is_below_is_read(tmp_path):
     file.write_text(nested(MOST_DEPTH + 1))
     with pytest.raises(FamilyError, match="nested"):
         read_json(file)
+
+
+def test_nothing_reads_a_config_or_a_tokenizer_but_what_checks_it():
+    package = Path(__file__).parents[2] / "muxserve"
+    unchecked = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if re.search(r"Tokenizer\.from_file|AutoConfig\.from_pretrained", file.read_text())
+    }
+    # What an export wrote of a checked family, and a benchmark of a model that it wrote itself.
+    assert unchecked == {"triton/runtime/tokenizer_model.py", "bench/plain_model.py"}
 
 
 COMMANDS = [
