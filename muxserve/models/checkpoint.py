@@ -38,7 +38,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config, weights = read_claims(folder)
     if not is_official(config):
         made = model_config(config, folder)
-        auto = AutoModelForSequenceClassification
+        auto: Any = AutoModelForSequenceClassification
         if type(made) not in auto._model_mapping:
             auto = AutoModel
         check_values(empty_model(auto, made, folder), weights, folder)
@@ -64,7 +64,7 @@ def model_config(config: dict[str, Any], folder: Path) -> PreTrainedConfig:
         FamilyError: for a model type that is unknown, or fields that it does not have so.
     """
     file = folder / CONFIG_FILE
-    kind = config.get("model_type") or _guessed(folder)
+    kind: str = config.get("model_type") or _guessed(folder)
     if kind not in CONFIG_MAPPING:
         raise FamilyError(
             f"{file}: field model_type: {shown(kind)} is none that this transformers knows",
@@ -131,7 +131,7 @@ def check_shapes(
             )
 
 
-def _guessed(folder: Path) -> str | None:
+def _guessed(folder: Path) -> str:
     """The model type of an old checkpoint that has none, from its folder, as transformers does."""
     kinds = sorted(CONFIG_MAPPING, key=len, reverse=True)
-    return next((kind for kind in kinds if kind in str(folder)), None)
+    return next((kind for kind in kinds if kind in str(folder)), "")

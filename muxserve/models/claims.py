@@ -102,7 +102,7 @@ def _check_names(config: Mapping[str, Any], file: Path) -> None:
     architectures = config.get("architectures")
     if architectures is not None and (
         not isinstance(architectures, list)
-        or not all(isinstance(one, str) for one in architectures)
+        or not all(isinstance(one, str) and len(one) <= 200 for one in architectures)
     ):
         raise _refused(
             file, "architectures", f"expected a list of names, got {shown(architectures)}"

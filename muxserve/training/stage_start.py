@@ -15,9 +15,9 @@ from muxserve.models import (
     MuxElectraConfig,
     MuxElectraForPreTraining,
 )
-from muxserve.models.checkpoint import model_config
+from muxserve.models.checkpoint import model_config, read_config
 from muxserve.models.composition import MuxPreTrainedModel
-from muxserve.models.convert import fetch, read_config, read_state, read_tokenizer
+from muxserve.models.convert import fetch, read_state, read_tokenizer
 from muxserve.models.family import AUTO_MODELS, usable_positions
 from muxserve.models.official import is_official, load_official
 from muxserve.training.pretrained import plain_encoder

@@ -1,8 +1,10 @@
 """A folder from anywhere: what it claims is checked first, and the answer is one line."""
 
+import base64
 import copy
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -178,7 +180,6 @@ def test_orders_of_a_config_are_not_followed(plain, tmp_path):
         "auto_map": {"AutoConfig": "trap.Config"},
         "return_dict": False,
         "to_dict": 5,
-        "served_widths": [1],
     }
     edit(plain / "config.json", setting(**orders))
     made = convert(str(plain), tmp_path / "out")
@@ -210,8 +211,6 @@ TEXT = {"Sequence": {"id": "A", "type_id": 0}}
 
 
 def charsmap(units: list[int], replacements: bytes = b"x\0") -> str:
-    import base64
-
     trie = b"".join(struct.pack("<I", unit) for unit in units)
     return base64.b64encode(struct.pack("<I", len(trie)) + trie + replacements).decode()
 
@@ -339,7 +338,7 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_out_of_the_folder_is_refused(family, path):
-    (family.parent / "other").write_text("{}")
+    (family.parent / "x").write_text("{}")
     for field, change in (
         ("tokenizer", setting(tokenizer=path)),
         ("members.0.path", lambda content: content["members"][0].update(path=path)),
@@ -473,6 +472,17 @@ def test_depth_is_bounded_and_what_is_below_is_read(tmp_path):
         read_json(file)
 
 
+def test_nothing_reads_a_config_or_a_tokenizer_but_what_checks_it():
+    package = Path(__file__).parents[2] / "muxserve"
+    unchecked = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if re.search(r"Tokenizer\.from_file|AutoConfig\.from_pretrained", file.read_text())
+    }
+    # What an export wrote of a checked family, and a benchmark of a model that it wrote itself.
+    assert unchecked == {"triton/runtime/tokenizer_model.py", "bench/plain_model.py"}
+
+
 COMMANDS = [
     "classify --family {family} text",
     "serve --family {family} --port 1",
@@ -490,7 +500,7 @@ def test_every_command_tells_it_in_one_line(family, plain, command, tmp_path, ca
     for file in (family / "weights" / "config.json", plain / "config.json"):
         edit(file, CONFIGS["labels"][0])
     texts = tmp_path / "texts.csv"
-    texts.write_text("text,label\na good film,positive\nbad,negative\n")
+    texts.write_text("text,label\n" + 20 * "a good film,positive\nbad,negative\n")
     places = {"family": family, "plain": plain, "texts": texts, "out": tmp_path / "out"}
     with pytest.raises(SystemExit) as ended:
         app([part.format(**places) for part in command.split()])
