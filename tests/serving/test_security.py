@@ -476,6 +476,20 @@ def test_a_message_that_cannot_be_read_is_the_callers_mistake(server, caplog, me
     assert not [one for one in caplog.records if one.exc_info or one.levelno >= logging.WARNING]
 
 
+def test_a_method_that_is_not_there_is_unimplemented_and_not_logged(server, stub, caplog):
+    metadata = (("authorization", f"Bearer {WEB}"),)
+    calls = [
+        lambda: stub.RepositoryIndex(pb.RepositoryIndexRequest(), BOUND_S, metadata),
+        lambda: list(stub.ModelStreamInfer(iter([]), BOUND_S, metadata)),
+    ]
+    with caplog.at_level(logging.DEBUG):
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert not [one for one in caplog.records if one.exc_info or one.levelno >= logging.WARNING]
+
+
 # Keys that change, and are never told
 
 
