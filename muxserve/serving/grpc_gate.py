@@ -4,7 +4,7 @@ A call without a key ends before its message is read. A message that is none of 
 caller's mistake; gRPC alone would write a traceback for it.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import grpc
@@ -22,8 +22,13 @@ Context = Any
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """An interceptor of all calls."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Door, methods: Collection[str]) -> None:
+        """Args:
+        door: who may pass.
+        methods: names of those that there are; of others gRPC would write a traceback.
+        """
         self._door = door
+        self._methods = methods
         self._readers: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -36,10 +41,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return _refusing(error)
         reader = self._readers.get(details.method)
         if reader is None:
+            if details.method.rpartition("/")[2] not in self._methods:
+                return None  # UNIMPLEMENTED
             handler = await continuation(details)
             if handler is None or handler.unary_unary is None:
                 return handler
-            # Only methods that exist come here, so there are few.
             reader = self._readers[details.method] = _reading(handler)
         return reader
 

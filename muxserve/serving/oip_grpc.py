@@ -72,7 +72,7 @@ class GrpcListener:
         most = service.limits.max_body_bytes
         options = _options(connections or ConnectionsConfig(), most)
         door = door or Door()
-        self._server = grpc.aio.server(options=options, interceptors=[Gate(door)])
+        self._server = grpc.aio.server(options=options, interceptors=[Gate(door, _METHODS)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             _Servicer(service, door), self._server
         )
@@ -116,7 +116,7 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """What is not here answers UNIMPLEMENTED, as gRPC does by itself."""
+    """What is not here is UNIMPLEMENTED."""
 
     def __init__(self, service: TextService, door: Door) -> None:
         self._service = service
@@ -164,6 +164,9 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             return _write(request, self._model.name, arrays)
 
         return await _told(context, answer)
+
+
+_METHODS = {name for name in vars(_Servicer) if not name.startswith("_")}
 
 
 async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> Response:

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import time
+from io import StringIO
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from muxserve.errors import InvalidInput
 from muxserve.serving import keys as keys_module
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.keys import KeyEntry, KeyLimits, Keyring, read_keys
+from muxserve.serving.replica import log_through_ray
 
 SECRET = "c0ffee" * 10
 OTHER = "decade" * 10
@@ -243,6 +246,17 @@ def test_a_file_that_everybody_may_read_or_write_is_warned_of(tmp_path, caplog, 
         looked(ring)
     assert len(caplog.records) == warned
     assert all("chmod" in record.message for record in caplog.records)
+
+
+def test_a_warning_is_not_held_back_by_ray_s_buffer(monkeypatch):
+    """As Ray's log is where it is tuned for throughput: a thousand lines, until an error."""
+    told = StringIO()
+    buffered = MemoryHandler(1000, logging.ERROR, logging.StreamHandler(told))
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [buffered])
+    monkeypatch.setattr(logging.getLogger("muxserve"), "parent", None)
+    log_through_ray()
+    logging.getLogger(keys_module.__name__).warning("the keys that were read before stay")
+    assert told.getvalue() == "the keys that were read before stay\n"
 
 
 def test_of_many_keys_each_is_found(tmp_path):

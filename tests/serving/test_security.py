@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import yaml
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from pydantic import ValidationError
 from ray import serve
 from tritonclient.grpc import service_pb2 as pb
@@ -203,6 +205,14 @@ def test_a_key_is_let_in_on_every_route(server, route, key):
     path, body = route
     response = server.client.post(path, json=body(["a good film"]), headers=bearer(key))
     assert response.status_code == 200, response.text
+
+
+def test_the_stock_client_of_hugging_face_sends_a_key(server):
+    url = f"http://127.0.0.1:{server.port}"
+    elements = InferenceClient(url, token=WEB).text_classification("a good film", top_k=1)
+    assert [one.label for one in elements] in (["positive"], ["negative"])
+    with pytest.raises(HfHubHTTPError, match="401"):
+        InferenceClient(url, token=f"{WEB}x").text_classification("a good film")
 
 
 WRONG: dict[str, list[tuple[str, str]]] = {
@@ -473,6 +483,20 @@ def test_a_message_that_cannot_be_read_is_the_callers_mistake(server, caplog, me
         with pytest.raises(grpc.RpcError) as caught:
             call(message, BOUND_S)
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    assert not [one for one in caplog.records if one.exc_info or one.levelno >= logging.WARNING]
+
+
+def test_a_method_that_is_not_there_is_unimplemented_and_not_logged(server, stub, caplog):
+    metadata = (("authorization", f"Bearer {WEB}"),)
+    calls = [
+        lambda: stub.RepositoryIndex(pb.RepositoryIndexRequest(), BOUND_S, metadata),
+        lambda: list(stub.ModelStreamInfer(iter([]), BOUND_S, metadata)),
+    ]
+    with caplog.at_level(logging.DEBUG):
+        for call in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert not [one for one in caplog.records if one.exc_info or one.levelno >= logging.WARNING]
 
 
