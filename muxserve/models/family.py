@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from muxserve.errors import FamilyError
+from muxserve.models.asking import usable_positions
 from muxserve.models.config import MuxConfig
 from muxserve.models.official import is_official
 from muxserve.models.precision import fastest_dtype
@@ -35,8 +36,6 @@ AUTO_MODELS: dict[Task, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
 }
-#: Model types whose positions start after the padding id, so that the table has fewer for tokens.
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class Quality(BaseModel):
@@ -98,6 +97,9 @@ class FamilySpec(BaseModel):
     ] = Field("single_label_classification", description="Decides how logits become scores.")
     labels: list[str] = Field(min_length=1, description="Label names, in the order of the logits.")
     max_length: int = Field(ge=3, description="Most tokens of a text, special tokens included.")
+    truncation_side: Literal["left", "right"] = Field(
+        "right", description="Where a text that is too long is cut, unless a request says."
+    )
     tokenizer: str = Field("tokenizer.json", description="Tokenizer file, relative.")
     members: list[Member] = Field(min_length=1, description="One entry per N, ascending.")
 
@@ -234,14 +236,6 @@ def resolve(family: str | Path) -> Path:
         f"no family {str(family)!r}: expected a folder with {FAMILY_FILE}, or one of "
         f"{', '.join(shipped_families()) or 'no shipped families'}"
     )
-
-
-def usable_positions(config: PreTrainedConfig) -> int:
-    """Tokens that a plain model's position table has room for."""
-    positions = int(config.max_position_embeddings)
-    if config.model_type in COUNT_FROM_PADDING:
-        positions -= int(config.pad_token_id) + 1
-    return positions
 
 
 def _unconverted(folder: str | Path, config: dict[str, Any]) -> str:
@@ -390,7 +384,7 @@ def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, fo
                 field="max_length",
             )
     else:
-        most = usable_positions(config)
+        most = usable_positions(config, spec.max_length)
     if spec.max_length > most:
         raise FamilyError(
             f"{folder / FAMILY_FILE}: field max_length: {spec.max_length} is over the {most} "

@@ -203,7 +203,9 @@ class _JsonEndpoint:
 def _truncate(request: PredictRequest) -> Truncate:
     if request.truncate is False:
         return False
-    return "left" if request.truncation_direction == "Left" else True
+    if request.truncation_direction is None:
+        return True
+    return "left" if request.truncation_direction == "Left" else "right"
 
 
 def _as_list(inputs: str | list[str]) -> list[str]:
