@@ -67,16 +67,16 @@ def ask(model: PreTrainedModel, limit: int, *, shortest: int = 1) -> int:
     Raises:
         FamilyError: where it cannot be served at all: saying what it does, with its type.
     """
-    kind = f"model type {model.config.model_type}"
+    kind = str(model.config.model_type)
     if "attention_mask" not in inspect.signature(model.forward).parameters:
-        raise FamilyError(f"{kind}: cannot be served: it takes no attention mask, so padding counts")
+        raise FamilyError(f"{kind} cannot be served: it takes no attention mask, so padding counts")
     rows = _Rows(model.config)
     short = max(shortest, min(_SHORT, limit))
     # The longest text comes first: some models change for good with a short one.
     length = _longest(model, rows, limit)
     if length < shortest:
         _forward_or_refuse(model, rows.batch([short]), kind)
-        raise FamilyError(f"{kind}: cannot be served: it takes {length} tokens")
+        raise FamilyError(f"{kind} cannot be served: it takes {length} tokens")
     first = _forward_or_refuse(model, rows.batch([length]), kind)
     _check_logits(model, first, length, kind)
     _check_tokens(model, rows, min(short, length), kind)
@@ -84,7 +84,7 @@ def ask(model: PreTrainedModel, limit: int, *, shortest: int = 1) -> int:
     again = _forward_or_refuse(model, rows.batch([length]), kind)
     if not _same(first, again):
         raise FamilyError(
-            f"{kind}: cannot be served: its answer to a text changes with what it answered before"
+            f"{kind} cannot be served: its answer to a text changes with what it answered before"
         )
     return length
 
@@ -159,10 +159,10 @@ def _forward_or_refuse(
         rows, length = batch["input_ids"].shape
         texts = "a text" if rows == 1 else f"{rows} texts"
         raise FamilyError(
-            f"{kind}: cannot be served: it fails on {texts} of {length} tokens: {first_line(error)}"
+            f"{kind} cannot be served: it fails on {texts} of {length} tokens: {first_line(error)}"
         ) from None
     if logits is None:
-        raise FamilyError(f"{kind}: cannot be served: it gives no logits")
+        raise FamilyError(f"{kind} cannot be served: it gives no logits")
     return logits
 
 
@@ -203,12 +203,12 @@ def _check_tokens(model: PreTrainedModel, rows: _Rows, length: int, kind: str) -
         after = _forward(model, batch)
     except Exception as error:
         raise FamilyError(
-            f"{kind}: cannot be served: a text that has the end token {rows.end} in it makes the "
+            f"{kind} cannot be served: a text that has the end token {rows.end} in it makes the "
             f"texts beside it fail: {first_line(error)}"
         ) from None
     if after is None or not _same(after[1], before[1]):
         raise FamilyError(
-            f"{kind}: cannot be served: a text that has the end token {rows.end} in it changes the "
+            f"{kind} cannot be served: a text that has the end token {rows.end} in it changes the "
             "answers to others"
         )
 
@@ -219,10 +219,10 @@ def _check_logits(model: PreTrainedModel, logits: torch.Tensor, length: int, kin
     expected = [1, length, labels] if of_tokens else [1, labels]
     if list(logits.shape) != expected:
         raise FamilyError(
-            f"{kind}: cannot be served: its logits are {list(logits.shape)}, expected {expected}"
+            f"{kind} cannot be served: its logits are {list(logits.shape)}, expected {expected}"
         )
     if not bool(logits.isfinite().all()):
-        raise FamilyError(f"{kind}: cannot be served: it gives logits that are no numbers")
+        raise FamilyError(f"{kind} cannot be served: it gives logits that are no numbers")
 
 
 def _check_padding(
@@ -241,7 +241,7 @@ def _check_padding(
             if not _same(batched, alone):
                 difference = float((batched - alone).abs().max())
                 raise FamilyError(
-                    f"{kind}: cannot be served: a text of {own} tokens gets other logits beside "
+                    f"{kind} cannot be served: a text of {own} tokens gets other logits beside "
                     f"one of {short + long - own} than alone (by {difference:.1g}), as padding or "
                     "the other text changes its result"
                 )

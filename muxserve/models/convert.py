@@ -100,12 +100,15 @@ def convert(
             if given is not None:
                 name = option.removeprefix("--").replace("-", "_")
                 raise FamilyError(f"{out}: the family has its {name}; leave {option} out")
-        spec = _widen(out, model, n, names, task)
+        spec = _widen(out, folder, model, n, names, task)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FamilyError(f"{out}: not empty and no family; choose another folder")
     else:
         own = read_source_tokenizer(tokenizer or str(folder), model)
-        spec = _new_family(out, model, n, names, task, own, max_length)
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = own.pad_id
+        length = _length(folder, model, own, max_length)
+        spec = _new_family(out, model, n, names, task, own, length)
     return Converted(kind, n, out / _member_folder(n), True, dropped, spec.max_length)
 
 
@@ -127,7 +130,9 @@ def _member_folder(n: int) -> str:
     return f"n{n}"
 
 
-def _length(model: PreTrainedModel, tokenizer: SourceTokenizer, wanted: int | None) -> int:
+def _length(
+    folder: Path, model: PreTrainedModel, tokenizer: SourceTokenizer, wanted: int | None
+) -> int:
     """Most tokens of a text of a new family.
 
     Raises:
@@ -151,13 +156,22 @@ def _length(model: PreTrainedModel, tokenizer: SourceTokenizer, wanted: int | No
         limit = min(*limits, MOST_ASKED) if limits else DEFAULT_TOKENS
     else:
         limit = wanted
-    length = ask(model, limit, shortest=_shortest(tokenizer))
+    length = _ask(folder, model, limit, shortest=_shortest(tokenizer))
     if wanted is not None and length < wanted:
         raise FamilyError(
             f"max_length: this model takes texts of {length} tokens, got {wanted}",
             field="max_length",
         )
     return length
+
+
+def _ask(folder: Path, model: PreTrainedModel, limit: int, *, shortest: int = 1) -> int:
+    """``ask`` of a model from this folder."""
+    try:
+        return ask(model, limit, shortest=shortest)
+    except FamilyError as error:
+        file = folder / "config.json"
+        raise FamilyError(f"{file}: field model_type: {error}", field="model_type") from None
 
 
 def _shortest(tokenizer: SourceTokenizer) -> int:
@@ -213,16 +227,14 @@ def _new_family(
     labels: list[str],
     task: Task,
     tokenizer: SourceTokenizer,
-    max_length: int | None,
+    max_length: int,
 ) -> FamilySpec:
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_id
     spec = FamilySpec(
         name=out.resolve().name,
         task=task,
         problem_type=problem_type(model),
         labels=labels,
-        max_length=_length(model, tokenizer, max_length),
+        max_length=max_length,
         truncation_side=tokenizer.truncation_side,
         members=[Member(num_instances=n, path=_member_folder(n))],
     )
@@ -236,7 +248,7 @@ def _new_family(
 
 
 def _widen(
-    out: Path, model: PreTrainedModel, n: int, labels: list[str], task: Task
+    out: Path, folder: Path, model: PreTrainedModel, n: int, labels: list[str], task: Task
 ) -> FamilySpec:
     """Add a member to a family that is there, or change nothing."""
     before = read_spec(out)
@@ -258,7 +270,7 @@ def _widen(
     # Only a plain model may be served at another length than its own, and only at a shorter one.
     if isinstance(model.config, MuxConfig):
         spec.max_length = min(spec.max_length, model.config.trained_length)
-    elif (length := ask(model, spec.max_length)) < spec.max_length:
+    elif (length := _ask(folder, model, spec.max_length)) < spec.max_length:
         raise FamilyError(
             f"{out / FAMILY_FILE}: field max_length: the family takes {spec.max_length} tokens, "
             f"this checkpoint {length}",
@@ -266,17 +278,17 @@ def _widen(
         )
     member = Member(num_instances=n, path=_member_folder(n))
     spec.members = sorted([*spec.members, member], key=lambda one: one.num_instances)
-    folder = out / member.path
-    if folder.exists():
-        raise FamilyError(f"{folder}: in the way; {FAMILY_FILE} does not name it")
-    with _beside(folder) as made:
+    place = out / member.path
+    if place.exists():
+        raise FamilyError(f"{place}: in the way; {FAMILY_FILE} does not name it")
+    with _beside(place) as made:
         _write(model, made)
-        _move(made, folder)
+        _move(made, place)
     try:
         write_spec(out, spec)
         check_family(out)
     except BaseException:
         write_spec(out, before)
-        shutil.rmtree(folder)
+        shutil.rmtree(place)
         raise
     return spec

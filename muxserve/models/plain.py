@@ -95,6 +95,9 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
             field="id2label",
         )
     names = {index: named.get(index, f"LABEL_{index}") for index in range(count)}
+    # Decoders keep what they computed for a next token, which a classifier never asks for.
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False
     model.config.id2label = names
     model.config.label2id = {name: index for index, name in names.items()}
     return Plain(model.eval(), _dropped(model, state, report["unexpected_keys"]))
