@@ -23,7 +23,10 @@ DEFAULT_TOKENS = 512
 MOST_ASKED = 8192
 #: Two answers are one within so much, and within so much of the largest logit.
 _CLOSE = 2e-5
+#: Tokens of a short text.
 _SHORT = 8
+#: Ids below are often special tokens.
+_LOW_IDS = 8
 
 
 def stated_positions(config: PreTrainedConfig) -> int | None:
@@ -98,7 +101,11 @@ class _Rows:
         self.end = _first_id(config.eos_token_id)
         special = {self.pad, self.end}
         special |= {_first_id(getattr(text, f"{one}_token_id", None)) for one in ("bos", "sep")}
-        ordinary = [one for one in range(min(int(text.vocab_size), 1000)) if one not in special]
+        # The first ids are passed over: some types take one of them for padding, whatever their
+        # config says, and would count fewer positions.
+        pieces = int(text.vocab_size)
+        some = range(min(_LOW_IDS, pieces // 2), min(_LOW_IDS + 1000, pieces))
+        ordinary = [one for one in some if one not in special]
         self.ordinary = torch.tensor(ordinary or [0])
 
     def row(self, length: int, index: int) -> torch.Tensor:
@@ -138,7 +145,7 @@ def _small(config: PreTrainedConfig) -> PreTrainedConfig:
     )
     if hasattr(small, "num_hidden_layers"):
         small.num_hidden_layers = 1
-    small.vocab_size = min(small.vocab_size, highest + 1 + _SHORT)
+    small.vocab_size = min(small.vocab_size, highest + 1 + 2 * _LOW_IDS)
     return small
 
 

@@ -84,9 +84,16 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
     named = _named_labels(config, file)
     count, certain = _label_count(config, named, file)
     state = read_state(folder)
+    rows = max((tensor.shape[0] for tensor in state.values() if tensor.dim()), default=0)
+    if count > rows:
+        raise FamilyError(
+            f"{file}: field {'id2label' if named else 'num_labels'}: it speaks of {count:,} labels, "
+            f"but no tensor of the weights has more than {rows:,} rows",
+            field="id2label" if named else "num_labels",
+        )
     model, report = _load(file, config, count, task, state)
-    if not certain and (rows := _rows_of_head(report["mismatched_keys"], count)) is not None:
-        count = rows
+    if not certain and (own := _rows_of_head(report["mismatched_keys"], count)) is not None:
+        count = own
         model, report = _load(file, config, count, task, state)
     _check(report, folder)
     if named and max(named) >= count:
