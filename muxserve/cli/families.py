@@ -252,9 +252,7 @@ def convert(
     if not sys.stderr.isatty():
         disable_progress_bar()
     names = [name.strip() for name in labels.split(",")] if labels is not None else None
-    made = convert_checkpoint(
-        source, out, tokenizer=tokenizer, labels=names, max_length=max_length
-    )
+    made = convert_checkpoint(source, out, tokenizer=tokenizer, labels=names, max_length=max_length)
     if as_json:
         typer.echo(json.dumps(made.as_dict(), indent=2))
         return

@@ -144,7 +144,11 @@ def _length(
             most = config.trained_length
         else:
             most = min(config.trained_length, tokenizer.max_length or config.trained_length)
-        if wanted is not None and wanted != most and (config.padding == "max_length" or wanted > most):
+        if (
+            wanted is not None
+            and wanted != most
+            and (config.padding == "max_length" or wanted > most)
+        ):
             raise FamilyError(
                 f"max_length: these weights take texts of {most} tokens, got {wanted}",
                 field="max_length",

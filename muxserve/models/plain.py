@@ -86,10 +86,11 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
     state = read_state(folder)
     rows = max((tensor.shape[0] for tensor in state.values() if tensor.dim()), default=0)
     if count > rows:
+        field = "id2label" if named else "num_labels"
         raise FamilyError(
-            f"{file}: field {'id2label' if named else 'num_labels'}: it speaks of {count:,} labels, "
-            f"but no tensor of the weights has more than {rows:,} rows",
-            field="id2label" if named else "num_labels",
+            f"{file}: field {field}: it speaks of {count:,} labels, but no tensor of the weights "
+            f"has more than {rows:,} rows",
+            field=field,
         )
     model, report = _load(file, config, count, task, state)
     if not certain and (own := _rows_of_head(report["mismatched_keys"], count)) is not None:
@@ -207,7 +208,8 @@ def _load(
                 f"{file}: it asks for {asked:,} parameters, the weights beside it have {there:,}"
             )
         try:
-            model, report = type(empty).from_pretrained(
+            loader: Any = type(empty)
+            model, report = loader.from_pretrained(
                 None,
                 config=made,
                 state_dict=dict(state),

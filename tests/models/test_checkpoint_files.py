@@ -1,4 +1,4 @@
-"""What checkpoints of the field look like on disk: shards, old names, gaps and settings of their own."""
+"""What checkpoints look like on disk: shards, old names, gaps and settings of their own."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertForSequenceClassification, pipeline
+from typer.testing import CliRunner
 
 from muxserve import Engine, Family
+from muxserve.cli import app
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.scores import label_scores
 from muxserve.engine.tokens import TextEncoder
@@ -17,7 +19,6 @@ from muxserve.errors import FamilyError
 from muxserve.models.checkpoint import read_state
 from muxserve.models.convert import convert
 from muxserve.models.family import read_spec
-from tests.conftest import program
 from tests.models.test_plain_types import READ, TEXTS, checkpoint, served, tokenizer
 from tests.models.test_plain_types import one_thread as one_thread
 
@@ -106,13 +107,14 @@ def test_old_names_are_read_and_unused_tensors_are_dropped_and_named(folder, tmp
     assert all(torch.equal(written[key], expected[key]) for key in expected)
 
 
-def test_the_command_names_what_it_dropped(folder, tmp_path):
+def test_the_command_names_what_it_dropped(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rewrite(folder, lambda state: {**state, "cls.predictions.bias": torch.zeros(80)})
-    said = program("muxserve convert plain family", tmp_path)
-    assert said.returncode == 0, said.stderr
+    said = CliRunner().invoke(app, ["convert", "plain", "family"])
+    assert said.exit_code == 0, said.output
     assert "dropped, as the model does not use them: cls.predictions.bias\n" in said.stdout
     assert "texts of up to 40 tokens" in said.stdout
-    as_json = program("muxserve convert plain other --max-length 20 --json", tmp_path)
+    as_json = CliRunner().invoke(app, ["convert", "plain", "other", "--max-length", "20", "--json"])
     assert json.loads(as_json.stdout) == {
         "kind": "plain BertForSequenceClassification",
         "num_instances": 1,
@@ -161,7 +163,10 @@ def test_an_id2label_of_null_asks_for_names(folder, tmp_path):
         ({"id2label": ["a", "b", "c"]}, "field id2label: expected the names of labels by"),
         ({"id2label": {"zero": "a"}}, "field id2label: expected the names of labels by"),
         ({"id2label": {"0": 1}}, "field id2label: expected the names of labels by"),
-        ({"id2label": {"0": "a", "7": "b"}}, "field id2label: it names label 7, the weights have 3"),
+        (
+            {"id2label": {"0": "a", "7": "b"}},
+            "field id2label: it names label 7, the weights have 3",
+        ),
         ({"id2label": {"0": "a", "1": "b"}}, r"has shape \[3.*\], config.json asks for \[2"),
         ({"num_labels": "3"}, "field num_labels: expected a whole number, got '3'"),
         ({"id2label": None, "num_labels": 10**9}, "of 1,000,000,000 labels, but no tensor of the"),
@@ -169,7 +174,8 @@ def test_an_id2label_of_null_asks_for_names(folder, tmp_path):
         ({"intermediate_size": 10**7}, "it asks for 1,.* parameters, the weights beside it have"),
         ({"model_type": "nothing"}, "field model_type: transformers knows no 'nothing'"),
         ({"architectures": "Bert"}, "field architectures: .* is neither an official MUX-PLM nor"),
-        ({"hidden_size": 31}, r"config\.json: .*"),
+        ({"hidden_size": 31}, r"bert\.\S+ has shape \[32\], config\.json asks for \[31\]"),
+        ({"hidden_act": "magic"}, "config.json: .*magic"),
         ({"quantization_config": {"bits": 4}}, "field quantization_config: the weights are"),
     ],
 )
@@ -188,7 +194,9 @@ def test_a_lone_label_is_a_sigmoid_as_in_the_pipeline(tmp_path):
     model = checkpoint("bert", TEXTS, tmp_path / "plain", **one)
     convert(str(tmp_path / "plain"), tmp_path / "family")
     ask = pipeline("text-classification", model=model, tokenizer=tokenizer(tmp_path / "tokenizer"))
-    for text, answer in zip(READ[:2], served(Family.load(tmp_path / "family"), READ)[:2], strict=True):
+    for text, answer in zip(
+        READ[:2], served(Family.load(tmp_path / "family"), READ)[:2], strict=True
+    ):
         assert answer == pytest.approx({"toxic": ask(text)[0]["score"]}, abs=1e-5)
 
     checkpoint("bert", TEXTS, tmp_path / "value", problem_type="regression", **one)
@@ -245,7 +253,9 @@ def test_odd_settings_of_a_tokenizer_are_named(folder, tmp_path, settings, messa
 
 
 def test_a_wanted_length_is_what_the_model_takes_or_refused(folder, tmp_path):
-    with pytest.raises(FamilyError, match="max_length: this model takes texts of 40 tokens, got 41"):
+    with pytest.raises(
+        FamilyError, match="max_length: this model takes texts of 40 tokens, got 41"
+    ):
         convert(str(folder), tmp_path / "family", max_length=41)
     convert(str(folder), tmp_path / "family", max_length=30)
     assert read_spec(tmp_path / "family").max_length == 30

@@ -1,4 +1,4 @@
-"""Classifiers of many types: at N=1 they answer as the pipelines of ``transformers``, or are refused.
+"""Classifiers of many types: at N=1 they answer as ``transformers``' pipelines, or are refused.
 
 Every model is tiny and random; what it can be served with is found by running it.
 """
@@ -70,7 +70,17 @@ SPECIAL: dict[str, dict[str, Any]] = {
 #: Types that are served, and what they take where it is not all of their positions.
 SERVED = [
     *("albert", "arcee", "bert", "biogpt", "bloom", "camembert", "ctrl", "data2vec-text"),
-    *("deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "eurobert", "falcon", "funnel"),
+    *(
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "ernie",
+        "esm",
+        "eurobert",
+        "falcon",
+        "funnel",
+    ),
     *("flaubert", "gemma", "gemma2", "glm", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "gte"),
     *("ibert", "layoutlm", "llama", "longformer", "luke", "markuplm", "megatron-bert"),
     *("mistral", "mixtral", "modernbert", "mpnet", "mpt", "nemotron", "nomic_bert", "olmo"),
@@ -151,9 +161,7 @@ def served(family: Family, texts: list[str]) -> list[Any]:
     )
     logits = executor.run(1, [one.ids for one in tokens])
     if not family.spec.of_tokens:
-        return [
-            {one.label: one.score for one in label_scores(row, family.spec)} for row in logits
-        ]
+        return [{one.label: one.score for one in label_scores(row, family.spec)} for row in logits]
     return [
         [(one.label, one.score) for one in word_labels(row, own.words, family.spec)]
         for row, own in zip(logits, tokens, strict=True)
@@ -215,7 +223,7 @@ def test_a_model_that_changes_for_good_with_a_short_text_is_refused(tmp_path):
 
 def test_a_type_that_lacks_an_input_is_refused_with_what_it_says(tmp_path):
     checkpoint("xmod", TEXTS, tmp_path / "plain", default_language=None)
-    with pytest.raises(FamilyError, match="xmod cannot be served: .*Input language unknown"):
+    with pytest.raises(FamilyError, match=r"xmod cannot be served: .*Input language unknown"):
         convert(str(tmp_path / "plain"), tmp_path / "family")
 
 
@@ -241,7 +249,7 @@ def test_a_decoder_without_padding_takes_its_tokenizers(tmp_path):
     for text, answer in zip(READ, together, strict=True):
         assert answer == pytest.approx(served(family, [text])[0], abs=1e-5)
     (tmp_path / "plain" / "tokenizer_config.json").unlink()
-    with pytest.raises(FamilyError, match="gpt2 cannot be served: .*padding token"):
+    with pytest.raises(FamilyError, match=r"gpt2 cannot be served: .*padding token"):
         convert(str(tmp_path / "plain"), tmp_path / "without")
 
 
