@@ -221,13 +221,22 @@ def convert(
         str | None,
         typer.Option(help="Label names in the order of the logits, with commas between."),
     ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=3,
+            help="Most tokens of a text of a new family; by default the tokenizer's "
+            "model_max_length, or what the model takes.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a checkpoint a member of a family that muxserve serves.
 
-    Official MUX-PLM checkpoints (princeton-nlp/mux...) are converted; a plain BERT, ELECTRA,
-    RoBERTa or DistilBERT classifier of texts or tokens becomes the N=1 member as it is. Pre-trained
-    checkpoints are converted too, for training; they are not served.
+    Official MUX-PLM checkpoints (princeton-nlp/mux...) are converted; a plain classifier of texts
+    or tokens of transformers becomes the N=1 member as it is, or is refused with a reason: it is
+    run, to see which lengths it takes and that padding changes nothing. Pre-trained MUX-PLMs are
+    converted too, for training; they are not served.
 
     \b
     Examples:
@@ -243,12 +252,15 @@ def convert(
     if not sys.stderr.isatty():
         disable_progress_bar()
     names = [name.strip() for name in labels.split(",")] if labels is not None else None
-    made = convert_checkpoint(source, out, tokenizer=tokenizer, labels=names)
+    made = convert_checkpoint(source, out, tokenizer=tokenizer, labels=names, max_length=max_length)
     if as_json:
         typer.echo(json.dumps(made.as_dict(), indent=2))
         return
     typer.echo(f"{made.kind}, N={made.num_instances}, written to {made.folder}")
+    if made.dropped:
+        typer.echo(f"  dropped, as the model does not use them: {', '.join(made.dropped)}")
     if made.served:
+        typer.echo(f"  texts of up to {made.max_length} tokens")
         typer.echo(f"  muxserve serve --family {out}")
         typer.echo(f"  muxserve evaluate {out} --data labelled.csv --write")
     else:

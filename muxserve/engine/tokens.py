@@ -20,8 +20,10 @@ _SHORT_CHARACTERS = 2000
 _FIRST_CHARACTERS = 8
 _MORE_TIMES = 8
 
-#: What becomes of a text that is too long: True keeps its start, "left" its end, False refuses it.
-Truncate = bool | Literal["left"]
+Side = Literal["left", "right"]
+#: What becomes of a text that is too long: it is cut at this side, at the family's own where True,
+#: or refused where False.
+Truncate = bool | Side
 
 
 class _Encoded(NamedTuple):
@@ -34,13 +36,17 @@ class _Encoded(NamedTuple):
 class TextEncoder:
     """Tokenizes for one family. Safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer, max_length: int, *, words: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, *, words: bool = False, side: Side = "right"
+    ) -> None:
         """Args:
         tokenizer: the family's tokenizer; it is copied.
         max_length: most tokens of a text, special tokens included.
         words: say where the words of each text are.
+        side: where a text that is too long is cut, unless a request says.
         """
         self.max_length = max_length
+        self._side: Side = side
         self._words = words
         whole = Tokenizer.from_str(tokenizer.to_str())
         whole.no_padding()
@@ -52,7 +58,10 @@ class TextEncoder:
     @classmethod
     def of_family(cls, family: Family) -> "TextEncoder":
         """The encoder that a family's task asks for."""
-        return cls(family.tokenizer, family.spec.max_length, words=family.spec.of_tokens)
+        spec = family.spec
+        return cls(
+            family.tokenizer, spec.max_length, words=spec.of_tokens, side=spec.truncation_side
+        )
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = True) -> list[Tokens]:
         """Token ids of each text.
@@ -81,7 +90,7 @@ class TextEncoder:
                     [
                         text
                         for (one, truncate), no in zip(requests, refused, strict=True)
-                        if no is None and (truncate == "left") == left
+                        if no is None and self._cuts_left(truncate) == left
                         for text in one
                     ],
                     left=left,
@@ -94,12 +103,15 @@ class TextEncoder:
             if no is not None:
                 answers.append(no)
                 continue
-            own = [next(encoded[truncate == "left"]) for _ in one]
+            own = [next(encoded[self._cuts_left(truncate)]) for _ in one]
             try:
                 answers.append([self._tokens(own[i], one, i, truncate) for i in range(len(one))])
             except TextTooLong as error:
                 answers.append(error)
         return answers
+
+    def _cuts_left(self, truncate: Truncate) -> bool:
+        return (self._side if isinstance(truncate, bool) else truncate) == "left"
 
     def _encodings(self, texts: list[str], *, left: bool) -> list[_Encoded]:
         """Each text's tokens; of a long text only as much is tokenized as is kept, where parts of

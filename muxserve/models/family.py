@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from muxserve.errors import FamilyError
+from muxserve.models.asking import usable_positions
 from muxserve.models.checkpoint import (
     CONFIG_FILE,
     check_shapes,
@@ -38,7 +39,6 @@ from muxserve.models.weights_file import SAFE, tensor_shapes
 
 __all__ = [
     "AUTO_MODELS",
-    "COUNT_FROM_PADDING",
     "FAMILY_FILE",
     "Family",
     "FamilySpec",
@@ -49,7 +49,6 @@ __all__ = [
     "read_spec",
     "resolve",
     "shipped_families",
-    "usable_positions",
     "write_spec",
 ]
 
@@ -58,8 +57,6 @@ AUTO_MODELS: dict[Task, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
 }
-#: Model types whose positions start after the padding id, so that the table has fewer for tokens.
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class Family:
@@ -179,14 +176,6 @@ def resolve(family: str | Path) -> Path:
     )
 
 
-def usable_positions(config: PreTrainedConfig) -> int:
-    """Tokens that a plain model's position table has room for."""
-    positions = int(config.max_position_embeddings)
-    if config.model_type in COUNT_FROM_PADDING:
-        positions -= int(config.pad_token_id) + 1
-    return positions
-
-
 def _unconverted(folder: str | Path, config: dict[str, Any]) -> str:
     return (
         f"{folder} is an official MUX-PLM checkpoint, not yet converted: its model_type says plain "
@@ -303,7 +292,7 @@ def _check_member(config: PreTrainedConfig, member: Member, spec: FamilySpec, fo
                 field="max_length",
             )
     else:
-        most = usable_positions(config)
+        most = usable_positions(config, spec.max_length)
     if spec.max_length > most:
         raise FamilyError(
             f"{folder / FAMILY_FILE}: field max_length: {spec.max_length} is over the {most} "

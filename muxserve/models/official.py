@@ -138,6 +138,17 @@ def convert_state_dict(
     return {key: reference[name] for key, name in theirs.items()}
 
 
+def dropped_tensors(
+    model: MuxPreTrainedModel, reference: dict[str, torch.Tensor]
+) -> tuple[str, ...]:
+    """Names of a reference state dict's tensors that ``model`` has no use for, sorted."""
+    rules = list(_RENAMED)
+    if isinstance(model, ReplacedTokenDetection):
+        rules += _RENAMED_REPLACED_TOKEN
+    read = {_reference_name(key, rules) for key in model.state_dict()}
+    return tuple(sorted(set(reference) - read))
+
+
 def load_official(
     config: dict[str, Any], state: dict[str, torch.Tensor], *, retrieval_head: bool = False
 ) -> MuxPreTrainedModel:

@@ -86,6 +86,9 @@ class FamilySpec(BaseModel):
     max_length: int = Field(
         ge=3, le=MOST_LENGTH, description="Most tokens of a text, special tokens included."
     )
+    truncation_side: Literal["left", "right"] = Field(
+        "right", description="Where a text that is too long is cut, unless a request says."
+    )
     tokenizer: str = Field("tokenizer.json", description="Tokenizer file, relative.")
     members: list[Member] = Field(min_length=1, description="One entry per N, ascending.")
     checksums: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None = Field(

@@ -268,7 +268,9 @@ def _in_shape(own_path: str, error: MuxserveError) -> Reply:
 def _truncate(request: PredictRequest) -> Truncate:
     if request.truncate is False:
         return False
-    return "left" if request.truncation_direction == "Left" else True
+    if request.truncation_direction is None:
+        return True
+    return "left" if request.truncation_direction == "Left" else "right"
 
 
 def _as_list(inputs: str | list[str]) -> list[str]:

@@ -108,9 +108,9 @@ class PredictRequest(BaseModel):
         True, description="Cut a text over the length limit and say so; false refuses it with 413."
     )
     truncation_direction: TruncationDirection | None = Field(
-        "Right",
+        None,
         description="Where a text over the length limit is cut: Right keeps its start, Left its "
-        "end.",
+        "end. By default where the family says, at the right for most.",
     )
     prompt_name: None = Field(
         None, description="Only null: families have no prompts. Clients send it unasked."

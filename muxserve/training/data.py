@@ -243,10 +243,13 @@ def checksum(texts: Sequence[str]) -> str:
 
 
 def encoded(
-    tokenizer: Tokenizer, texts: Sequence[str] | Sequence[tuple[str, str]], max_length: int
+    tokenizer: Tokenizer,
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    max_length: int,
+    side: str = "right",
 ) -> list[Encoding]:
-    """Each text or pair encoded with special tokens, cut to ``max_length`` tokens."""
-    tokenizer.enable_truncation(max_length)
+    """Each text or pair encoded with special tokens, cut to ``max_length`` tokens at ``side``."""
+    tokenizer.enable_truncation(max_length, direction=side)
     tokenizer.no_padding()
     return list(tokenizer.encode_batch(list(texts)))
 

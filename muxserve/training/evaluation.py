@@ -66,14 +66,18 @@ class Examples:
         return lengths.repeat_interleave(torch.tensor([len(words) for words in self.firsts]))
 
 
-def labelled_examples(tokenizer: Tokenizer, texts: LabelledTexts, max_length: int) -> Examples:
-    """Texts with a label each, cut to ``max_length`` tokens."""
-    return Examples(token_ids(tokenizer, texts.texts, max_length), torch.tensor(texts.labels))
+def labelled_examples(
+    tokenizer: Tokenizer, texts: LabelledTexts, max_length: int, side: str = "right"
+) -> Examples:
+    """Texts with a label each, cut to ``max_length`` tokens at ``side``."""
+    return Examples(token_ids(tokenizer, texts.texts, max_length, side), torch.tensor(texts.labels))
 
 
-def tagged_examples(tokenizer: Tokenizer, texts: TaggedTexts, max_length: int) -> Examples:
-    """Texts with a label for each word, cut to ``max_length`` tokens."""
-    rows = tagged_rows(tokenizer, texts, max_length)
+def tagged_examples(
+    tokenizer: Tokenizer, texts: TaggedTexts, max_length: int, side: str = "right"
+) -> Examples:
+    """Texts with a label for each word, cut to ``max_length`` tokens at ``side``."""
+    rows = tagged_rows(tokenizer, texts, max_length, side)
     labels = [
         tag if first is not None else -1
         for firsts, tags in zip(rows.firsts, texts.tags, strict=True)
@@ -149,10 +153,11 @@ def evaluate_family(
         groupings: random groupings, at least 2.
         progress: show a bar.
     """
+    length, side = family.spec.max_length, family.spec.truncation_side
     if isinstance(data, TaggedTexts):
-        examples = tagged_examples(family.tokenizer, data, family.spec.max_length)
+        examples = tagged_examples(family.tokenizer, data, length, side)
     else:
-        examples = labelled_examples(family.tokenizer, data, family.spec.max_length)
+        examples = labelled_examples(family.tokenizer, data, length, side)
     return measure(
         family,
         examples,

@@ -22,8 +22,8 @@ from muxserve.models import (
     MuxElectraForTokenClassification,
 )
 from muxserve.models.checkpoint import model_config, read_config
-from muxserve.models.convert import read_tokenizer
-from muxserve.models.family import AUTO_MODELS, COUNT_FROM_PADDING, Task
+from muxserve.models.family import AUTO_MODELS, Task
+from muxserve.models.source_tokenizer import read_tokenizer
 
 Student = (
     MuxBertForSequenceClassification
@@ -32,6 +32,8 @@ Student = (
     | MuxElectraForTokenClassification
 )
 
+#: RoBERTa's kin, whose tables of positions start after the padding id.
+_COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 #: DistilBERT's names -> BERT's.
 _DISTILBERT = (
     (r"transformer\.layer\.", "encoder.layer."),
@@ -93,7 +95,7 @@ def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
             "hidden_act": config.activation,
         }
         layers = config.n_layers
-    elif kind in ("bert", "electra", *COUNT_FROM_PADDING):
+    elif kind in ("bert", "electra", *_COUNT_FROM_PADDING):
         sizes = {
             "hidden_size": config.hidden_size,
             "num_attention_heads": config.num_attention_heads,
@@ -109,7 +111,7 @@ def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
             f"a student is cut from a BERT, ELECTRA, RoBERTa or DistilBERT; this is {kind!r}"
         )
     positions = state["embeddings.position_embeddings.weight"]
-    if kind in COUNT_FROM_PADDING:
+    if kind in _COUNT_FROM_PADDING:
         positions = positions[int(config.pad_token_id) + 1 :]
         state["embeddings.position_embeddings.weight"] = positions
     sizes |= {

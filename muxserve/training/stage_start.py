@@ -15,11 +15,13 @@ from muxserve.models import (
     MuxElectraConfig,
     MuxElectraForPreTraining,
 )
+from muxserve.models.asking import usable_positions
 from muxserve.models.checkpoint import model_config, read_config
 from muxserve.models.composition import MuxPreTrainedModel
-from muxserve.models.convert import fetch, read_state, read_tokenizer
-from muxserve.models.family import AUTO_MODELS, usable_positions
+from muxserve.models.family import AUTO_MODELS
 from muxserve.models.official import is_official, load_official
+from muxserve.models.source import fetch, read_state
+from muxserve.models.source_tokenizer import read_tokenizer
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.recipe import MOST_TOKENS, StageRecipe
 
@@ -74,7 +76,7 @@ def text_length(recipe: StageRecipe, model: PreTrainedModel) -> int:
     """
     if isinstance(model.config, MuxConfig):
         return model.config.trained_length
-    positions = usable_positions(model.config)
+    positions = usable_positions(model.config, recipe.max_length or MOST_TOKENS)
     if recipe.max_length is not None and recipe.max_length > positions:
         raise ValueError(
             f"max_length: {recipe.start} takes {positions} tokens, got {recipe.max_length}"

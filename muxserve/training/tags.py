@@ -32,14 +32,16 @@ class TaggedRows:
     firsts: list[list[int | None]]
 
 
-def tagged_rows(tokenizer: Tokenizer, texts: TaggedTexts, max_length: int) -> TaggedRows:
-    """Encode tagged texts, cut to ``max_length`` tokens.
+def tagged_rows(
+    tokenizer: Tokenizer, texts: TaggedTexts, max_length: int, side: str = "right"
+) -> TaggedRows:
+    """Encode tagged texts, cut to ``max_length`` tokens at ``side``.
 
     A word that the tokenizer sees as several (``Brown's``) gives each of them its tag.
     """
     rows = TaggedRows([], [], [])
     for encoding, words, tags in zip(
-        encoded(tokenizer, texts.texts, max_length), texts.words, texts.tags, strict=True
+        encoded(tokenizer, texts.texts, max_length, side), texts.words, texts.tags, strict=True
     ):
         starts = _starts(words)
         labels = [IGNORED] * len(encoding.ids)

@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 SOFT_LABEL_PART = 1024
 
 
-def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each text with special tokens, cut to ``max_length`` tokens."""
-    return [encoding.ids for encoding in encoded(tokenizer, texts, max_length)]
+def token_ids(
+    tokenizer: Tokenizer, texts: Sequence[str], max_length: int, side: str = "right"
+) -> list[list[int]]:
+    """Token ids of each text with special tokens, cut to ``max_length`` tokens at ``side``."""
+    return [encoding.ids for encoding in encoded(tokenizer, texts, max_length, side)]
 
 
 def fine_tune(

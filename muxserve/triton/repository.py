@@ -329,6 +329,7 @@ class _Writer:
             problem_type=spec.problem_type,
             of_tokens=spec.of_tokens,
             max_length=spec.max_length,
+            truncation_side=spec.truncation_side,
             padded_length=self._family.padded_length,
             pad_id=self._family.pad_id,
             vocab_size=self._vocab_size,

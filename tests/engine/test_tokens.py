@@ -73,6 +73,20 @@ def test_cut_once_is_tokenized_whole_and_cut_again(texts):
             assert one.ids.tolist() == cut.encode(text).ids
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_familys_side_is_cut_unless_a_request_says_otherwise(side):
+    encoder = TextEncoder(tiny_tokenizer(), MAX_LENGTH, side=side)
+    text = "bad " * MAX_LENGTH + "good " * MAX_LENGTH
+    own, left, right, refused = encoder.encode_each(
+        [([text], True), ([text], "left"), ([text], "right"), ([text], False)]
+    )
+    bad, good = (tiny_tokenizer().token_to_id(one) for one in ("bad", "good"))
+    assert left[0].ids[1] == good
+    assert right[0].ids[1] == bad
+    assert own[0].ids.tolist() == (left if side == "left" else right)[0].ids.tolist()
+    assert isinstance(refused, TextTooLong)
+
+
 @pytest.mark.parametrize("words", [False, True])
 def test_requests_that_may_be_cut_and_others_keep_their_order(words):
     encoder = TextEncoder(tiny_tokenizer(), MAX_LENGTH, words=words)

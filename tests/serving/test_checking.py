@@ -21,6 +21,7 @@ from muxserve.errors import InvalidInput, MuxserveError, TextTooLong, TooManyTex
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.errors import MalformedJson, shown
+from muxserve.serving.http import _truncate
 from muxserve.serving.json_bodies import read_json
 from muxserve.serving.oip import read_byte_strings
 from muxserve.serving.oip_rest import InferBody
@@ -173,6 +174,21 @@ def test_left_truncation_keeps_the_end(server):
         assert scores[0] == pytest.approx(scores[1], abs=1e-4)
         body = {"inputs": "good", "truncation_direction": None, "prompt_name": None}
         assert client.post("/predict", json=body).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, True),  # where the family says
+        ({"truncation_direction": None}, True),
+        ({"truncation_direction": "Left"}, "left"),
+        ({"truncation_direction": "Right"}, "right"),
+        ({"truncate": False, "truncation_direction": "Left"}, False),
+    ],
+)
+def test_a_requests_direction_overrules_the_familys(fields, expected):
+    body = json.dumps({"inputs": "a", **fields}).encode()
+    assert _truncate(PredictRequest.model_validate_json(body)) == expected
 
 
 def test_null_stands_for_what_is_absent_in_v2(server):

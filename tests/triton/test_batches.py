@@ -1,5 +1,8 @@
 """What runs inside Triton, without Triton: slots of the engine's planner, failures, options."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,8 +11,10 @@ from hypothesis import strategies as st
 from muxserve.engine.scores import label_scores
 from muxserve.models.family import FamilySpec, Member
 from muxserve.triton.runtime.batches import SlotFiller, Text, activate
-from muxserve.triton.runtime.facts import Facts, Tuning
+from muxserve.triton.runtime.facts import FACTS_FILE, Facts, Tuning
 from muxserve.triton.runtime.rows import Options, Refused, read_options, read_rows
+from muxserve.triton.runtime.texts import TextRows
+from tests.conftest import tiny_tokenizer
 
 FACTS = Facts(
     labels=["a", "b"],
@@ -22,6 +27,21 @@ FACTS = Facts(
     widths=[1, 2, 5],
 )
 POISON = 13
+
+
+@pytest.mark.parametrize(("side", "kept"), [("left", "good"), ("right", "bad")])
+def test_a_text_front_cuts_where_the_family_says(side, kept):
+    facts = replace(FACTS, truncation_side=side)
+    rows = TextRows(tiny_tokenizer(), facts).encode(["bad " * 16 + "good " * 16])
+    assert rows[0].encoding.tokens == ["[CLS]", *[kept] * 14, "[SEP]"]
+
+
+def test_facts_of_an_older_export_are_read(tmp_path):
+    FACTS.write(tmp_path)
+    stored = json.loads((tmp_path / FACTS_FILE).read_text())
+    del stored["truncation_side"]
+    (tmp_path / FACTS_FILE).write_text(json.dumps(stored))
+    assert Facts.read(tmp_path).truncation_side == "right"
 
 
 class Adder:

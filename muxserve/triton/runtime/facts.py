@@ -21,6 +21,7 @@ class Facts:
         problem_type: decides how logits become scores.
         of_tokens: whether every token gets a label, rather than the text.
         max_length: most tokens of a text.
+        truncation_side: where a text that is too long is cut, "left" or "right".
         padded_length: the one length that every text is padded to, or None for the longest.
         pad_id: token id of padding.
         vocab_size: ids are below it.
@@ -35,6 +36,7 @@ class Facts:
     pad_id: int
     vocab_size: int
     widths: list[int]
+    truncation_side: str = "right"
 
     @classmethod
     def read(cls, folder: Path) -> "Facts":

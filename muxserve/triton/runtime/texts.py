@@ -52,7 +52,7 @@ class TextRows:
         self._whole.no_padding()
         self._whole.no_truncation()
         self._cut = Tokenizer.from_str(tokenizer.to_str())
-        self._cut.enable_truncation(facts.max_length)
+        self._cut.enable_truncation(facts.max_length, direction=facts.truncation_side)
 
     def encode(self, texts: list[str]) -> list[TextRow]:
         """Every text, cut where it is too long."""

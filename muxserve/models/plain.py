@@ -1,0 +1,243 @@
+"""A checkpoint of ``transformers`` in, its classifier of texts or tokens out, in eval mode.
+
+Names of tensors are matched by ``transformers`` itself, so that old checkpoints mean here what they
+mean there. What the model has no use for is dropped and named; nothing is ever drawn at random.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
+
+from muxserve.errors import FamilyError
+from muxserve.models.checkpoint import empty_model, model_config
+from muxserve.models.claims import label_fault
+from muxserve.models.family import AUTO_MODELS, Task
+from muxserve.models.files import reason
+from muxserve.models.source import State, read_state
+
+#: Fields that are read here, not by ``transformers``, which takes the length of ``id2label`` for
+#: the number of labels; and one that would point to code.
+_OWN_FIELDS = ("id2label", "label2id", "num_labels", "auto_map")
+#: Labels where neither the config nor the weights say, as in ``transformers``.
+_DEFAULT_LABELS = 2
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A classifier as it was read.
+
+    Attributes:
+        model: in eval mode, float32.
+        dropped: names of tensors that the model does not use, sorted.
+    """
+
+    model: PreTrainedModel
+    dropped: tuple[str, ...]
+
+
+def task_of(architecture: str) -> Task | None:
+    """The task of a class of ``transformers`` or ours, where it is one that families have."""
+    endings: dict[str, Task] = {
+        "ForSequenceClassification": "sequence-classification",
+        "ForTokenClassification": "token-classification",
+    }
+    return next((task for end, task in endings.items() if architecture.endswith(end)), None)
+
+
+def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
+    """The model of ``read_plain`` alone."""
+    return read_plain(folder, config).model
+
+
+def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
+    """The ``transformers`` classifier of texts or tokens in a folder.
+
+    Args:
+        folder: with weights.
+        config: its ``config.json``, as ``read_config`` has checked it.
+
+    Raises:
+        FamilyError: for another architecture, or tensors that do not fit its config.
+    """
+    file = folder / "config.json"
+    architecture = _architecture(config)
+    task = task_of(architecture)
+    if task is None:
+        raise FamilyError(
+            f"{file}: field architectures: {architecture!r} is neither an official MUX-PLM nor a "
+            "classifier of texts or tokens",
+            field="architectures",
+        )
+    named = _named_labels(config)
+    count, certain = _label_count(config, named)
+    state = read_state(folder)
+    rows = max((tensor.shape[0] for tensor in state.values() if tensor.dim()), default=0)
+    if count > rows:
+        field = "id2label" if named else "num_labels"
+        raise FamilyError(
+            f"{file}: field {field}: it speaks of {count:,} labels, but no tensor of the weights "
+            f"has more than {rows:,} rows",
+            field=field,
+        )
+    model, report = _load(file, config, count, task, state)
+    if not certain and (own := _rows_of_head(report["mismatched_keys"], count)) is not None:
+        count = own
+        model, report = _load(file, config, count, task, state)
+    _check(report, folder)
+    if named and max(named) >= count:
+        raise FamilyError(
+            f"{file}: field id2label: it names label {max(named)}, the weights have {count} labels",
+            field="id2label",
+        )
+    names = {index: named.get(index, f"LABEL_{index}") for index in range(count)}
+    # Decoders keep what they computed for a next token, which a classifier never asks for.
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False
+    model.config.id2label = names
+    model.config.label2id = {name: index for index, name in names.items()}
+    return Plain(model.eval(), _dropped(model, state, report["unexpected_keys"]))
+
+
+def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
+    """Names in the order of the logits: those that are given, or the checkpoint's own.
+
+    Raises:
+        FamilyError: where the checkpoint has no names, or those that are given do not fit.
+    """
+    count = int(model.config.num_labels or 0)
+    names: dict[Any, str] = model.config.id2label or {}
+    own = [names[index] for index in range(count)]
+    if labels is None:
+        if own == [f"LABEL_{index}" for index in range(count)] and count > 1:
+            raise FamilyError(
+                f"{folder}: its {count} labels have no names; give them with --labels, in the "
+                "order of the logits",
+                field="labels",
+            )
+        if fault := label_fault(own):
+            raise FamilyError(f"{folder}: id2label: {fault}; give --labels", field="labels")
+        return own
+    if len(labels) != count or len(set(labels)) != count or not all(labels):
+        raise FamilyError(
+            f"labels: expected {count} different names, got {', '.join(labels)}", field="labels"
+        )
+    return list(labels)
+
+
+def problem_type(model: PreTrainedModel) -> Any:
+    """How logits become scores: what the pipelines of ``transformers`` make of the config."""
+    if task_of(type(model).__name__) == "token-classification":
+        return "single_label_classification"  # whatever the config says: no pipeline reads it
+    own = model.config.problem_type
+    if own == "regression":
+        return own
+    # A sigmoid for a lone label, whose softmax would always be 1.
+    if own == "multi_label_classification" or model.config.num_labels == 1:
+        return "multi_label_classification"
+    return "single_label_classification"
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    named = config.get("architectures")
+    first = named[0] if isinstance(named, list) and named else "(none)"
+    return first if isinstance(first, str) else "(none)"
+
+
+def _named_labels(config: dict[str, Any]) -> dict[int, str]:
+    """``id2label`` by number, with whatever gaps it has."""
+    stored = config.get("id2label") or {}
+    return {int(index): str(name) for index, name in stored.items() if name is not None}
+
+
+def _label_count(config: dict[str, Any], named: dict[int, str]) -> tuple[int, bool]:
+    """How many labels the config claims, and whether it leaves no doubt about it."""
+    stated = config.get("num_labels")
+    if named:
+        whole = sorted(named) == list(range(len(named)))
+        return (len(named), True) if whole else (stated or max(named) + 1, False)
+    return stated or _DEFAULT_LABELS, stated is not None
+
+
+def _load(
+    file: Path, config: dict[str, Any], count: int, task: Task, state: State
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A model with these tensors, and what ``transformers`` says of their names and shapes."""
+    kept = {key: value for key, value in config.items() if key not in _OWN_FIELDS}
+    with _quiet():
+        made = model_config({**kept, "num_labels": count}, file.parent)
+        empty = empty_model(AUTO_MODELS[task], made, file.parent)
+        try:
+            loader: Any = type(empty)
+            model, report = loader.from_pretrained(
+                None,
+                config=made,
+                state_dict=dict(state),
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are refused by name in _check
+                output_loading_info=True,
+                trust_remote_code=False,
+            )
+        except Exception as error:
+            raise FamilyError(f"{file.parent}: {reason(error)}") from None
+    return model, report
+
+
+def _rows_of_head(
+    mismatched: set[tuple[str, Sequence[int], Sequence[int]]], count: int
+) -> int | None:
+    """The labels that the weights have, where their number is all that does not fit."""
+    rows = {
+        theirs[0] if len(theirs) == len(ours) and theirs[1:] == ours[1:] else None
+        for _, theirs, ours in mismatched
+        if ours[0] == count
+    }
+    return rows.pop() if len(rows) == 1 else None
+
+
+def _check(report: dict[str, Any], folder: Path) -> None:
+    if report["mismatched_keys"]:
+        name, theirs, ours = min(report["mismatched_keys"])
+        raise FamilyError(
+            f"{folder}: {name} has shape {list(theirs)}, config.json asks for {list(ours)}",
+            field=name,
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise FamilyError(f"{folder}: the checkpoint lacks {', '.join(missing[:5])}")
+    if report["error_msgs"]:
+        raise FamilyError(f"{folder}: {report['error_msgs'][0]}")
+
+
+def _dropped(model: PreTrainedModel, state: State, unexpected: set[str]) -> tuple[str, ...]:
+    """Tensors without a use, those that ``transformers`` passes over in silence included."""
+    silent = [
+        *(model._keys_to_ignore_on_load_unexpected or ()),
+        r"(^|\.)position_ids$",
+        r"rotary_emb\.inv_freq$",
+    ]
+    own = model.state_dict()
+    passed_over = {
+        key for key in state if key not in own and any(re.search(one, key) for one in silent)
+    }
+    return tuple(sorted(unexpected | passed_over))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ``transformers`` from printing: what it would say is said by ``Converted``."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
