@@ -15,7 +15,7 @@ import numpy as np
 
 from muxserve.engine.forward import Executor
 from muxserve.engine.line import Entry, Line
-from muxserve.engine.policy import decide, widest_drain_s, work_s
+from muxserve.engine.policy import decide, turn_s, widest_drain_s, work_s
 from muxserve.engine.request import Prediction
 from muxserve.engine.slots import Plan, plan, sight, unplan
 from muxserve.engine.stats import EngineStats
@@ -228,13 +228,14 @@ class Workers:
                 max_groups=self._max_groups,
                 behind=max(0, self._line.distinct - len(waiting)),
             )
-            if len(waiting) < decision.enough and self._line.open:
-                self._line.gather(decision.enough, wakes)
+            crowded, n = self._line.crowded, decision.num_instances
+            enough = 1 if crowded and self._line.asks_little(waiting[0].caller) else decision.enough
+            if len(waiting) < enough and self._line.open:
+                self._line.gather(enough, wakes)
                 continue
-            batch = plan(
-                waiting, decision.num_instances, self._times, self._widths, decision.max_groups
-            )
-            self._line.take(batch.texts)
+            most_s = turn_s(waiting[0], n, self._times, self._target_s) if crowded else None
+            batch = plan(waiting, n, self._times, self._widths, decision.max_groups, most_s)
+            self._line.take(batch.texts, batch.costs() if self._line.shared else None)
             self._taken[threading.get_ident()] = batch.texts
             alone = (
                 self._executor.spreads
