@@ -9,7 +9,7 @@ its state. Any thread may join, one at a time takes out.
 
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -215,7 +215,7 @@ class Line:
         """
         with self._changed:
             if self._turns.shared:
-                charges: Counter[str] = Counter()
+                charges: defaultdict[str, float] = defaultdict(float)
                 lengths = [entry.length for entry in entries]
                 for entry, cost in zip(entries, costs or lengths, strict=True):
                     charges[entry.caller] += cost

@@ -1,7 +1,8 @@
 """Which texts go into the next batch, and into which slot; and back from slots to texts.
 
-In: the texts that wait, those with the next turn first, N and forward times. Out: a ``Plan``. Pure functions over
-plain values, so that the planner can be tested and simulated without a model or a clock.
+In: the texts that wait, those with the next turn first, N and forward times. Out: a ``Plan``. Pure
+functions over plain values, so that the planner can be tested and simulated without a model or a
+clock.
 """
 
 from collections.abc import Sequence
@@ -180,9 +181,7 @@ def _window(
     return best
 
 
-def _groups_within(
-    most_s: float, n: int, length: int, times: ForwardTimes, max_groups: int
-) -> int:
+def _groups_within(most_s: float, n: int, length: int, times: ForwardTimes, max_groups: int) -> int:
     """Most groups whose forward takes no longer; at least one."""
     groups = min(max_groups, times.best_groups(n, length))
     while groups > 1 and times.predict(n, length, groups) > most_s:

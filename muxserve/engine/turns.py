@@ -82,9 +82,7 @@ class Turns(Generic[T]):
         Args:
             costs: by caller; of callers that have something waiting.
         """
-        self._now = max(
-            self._now, min(one.tag for one in self._accounts.values() if one.items)
-        )
+        self._now = max(self._now, min(one.tag for one in self._accounts.values() if one.items))
         for caller, cost in costs.items():
             account = self._accounts[caller]
             account.tag += cost / account.weight

@@ -177,11 +177,12 @@ class _JsonEndpoint:
         began_s = time.monotonic()
         service, limits = self._service, self._service.limits
         try:
-            service.check_room()
+            caller = of_client(scope.get("client"))
+            service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            reply = await self._answer(body, began_s, of_client(scope.get("client")))
+            reply = await self._answer(body, began_s, caller)
         except ClientGone:
             return
         except MuxserveError as error:

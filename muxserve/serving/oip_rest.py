@@ -154,13 +154,12 @@ class _Infer:
         status, content_type = 200, b"application/json"
         try:
             self._model.check(**scope["path_params"])
-            service.check_room()
+            caller = of_client(scope.get("client"))
+            service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            content, json_bytes = await self._answer(
-                body, _headers(scope), began_s, of_client(scope.get("client"))
-            )
+            content, json_bytes = await self._answer(body, _headers(scope), began_s, caller)
             if json_bytes is not None:
                 content_type = b"application/octet-stream"
                 headers.append((_LENGTH, str(json_bytes).encode()))

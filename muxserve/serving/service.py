@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from muxserve.engine.line import BULK_TEXTS
 from muxserve.engine.request import Prediction, RequestOptions, Tokens
+from muxserve.engine.room import Room
 from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TextTooLong, TooManyTexts
 from muxserve.models.family import FamilySpec
@@ -91,7 +93,8 @@ class TextService:
         encoder: its tokenizer.
         backend: what answers.
         limits: of one request.
-        most_texts: texts of all requests together; more are refused.
+        most_texts: texts of all requests of one caller alone; more are refused. All callers
+            together may have a quarter more, so that none takes the room of all.
         """
         self.spec = spec
         self.backend = backend
@@ -99,8 +102,7 @@ class TextService:
         self.stages = Stages()
         self.latency = Latency()
         self.timers = Timers()
-        self._most_texts = most_texts
-        self._texts = 0
+        self._room = Room(most_texts, BULK_TEXTS)
         self._shed = 0
         self._expired = 0
         self._missing_engines = 0
@@ -145,9 +147,12 @@ class TextService:
         deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
         options = RequestOptions(max_num_instances, deadline_s, isolation_key, caller.name)
         try:
-            with self.timers.timeout(deadline_s - time.monotonic()), self._place(len(texts)):
+            with (
+                self.timers.timeout(deadline_s - time.monotonic()),
+                self._place(options, len(texts)),
+            ):
                 started_s = time.perf_counter()
-                tokens = await self._tokenizing.encode(texts, truncate=truncate)
+                tokens = await self._tokenizing.encode(texts, truncate=truncate, options=options)
                 encoded_s = time.perf_counter()
                 outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
@@ -177,37 +182,39 @@ class TextService:
                     field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
                 )
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller) -> None:
         """Raise where not even one text has a place: before a request is read, which costs more.
 
         Raises:
             Overloaded: as ``classify`` would.
         """
-        if self._texts >= self._most_texts:
-            raise self._refusal(1)
+        if self._room.total and not self._room.admits(caller.name, 1):
+            raise self._refusal(caller.name, 1)
 
     @contextlib.contextmanager
-    def _place(self, texts: int) -> Iterator[None]:
+    def _place(self, options: RequestOptions, texts: int) -> Iterator[None]:
         """Hold a place for so many texts, from before they cost anything until they are answered.
 
         Raises:
             Overloaded: there is none. A request that is alone always has one.
         """
-        if self._texts and self._texts + texts > self._most_texts:
-            raise self._refusal(texts)
-        self._texts += texts
+        caller = options.caller
+        if self._room.total and not self._room.admits(caller, texts, options.weight):
+            raise self._refusal(caller, texts)
+        self._room.add(caller, texts)
         try:
             yield
         finally:
-            self._texts -= texts
+            self._room.remove(caller, texts)
 
-    def _refusal(self, texts: int) -> Overloaded:
+    def _refusal(self, caller: str, texts: int) -> Overloaded:
         """Count the texts and say why they are refused."""
         self._shed += texts
         self.backend.refused(texts)
         return Overloaded(
-            f"the ingress is full: {self._texts} of {self._most_texts} texts are under way "
-            "and more came; try again later"
+            f"the ingress is full: {self._room.held(caller)} texts of this caller are under way "
+            f"and {self._room.total} of all; one caller may have {self._room.capacity}, and less "
+            "while others have many; try again later"
         )
 
     async def stats(self) -> dict[str, Any]:
@@ -221,8 +228,8 @@ class TextService:
         """Counters of the requests that came through it, from any thread."""
         return {
             "ingress": {
-                "texts_under_way": self._texts,
-                "capacity": self._most_texts,
+                "texts_under_way": self._room.total,
+                "capacity": self._room.capacity,
                 "shed": self._shed,
                 "expired": self._expired,
                 "missing_engines": self._missing_engines,
