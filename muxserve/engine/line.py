@@ -253,7 +253,7 @@ class Line:
         wanted: list[Entry] = []
         dropped: list[tuple[Request, int, Outcome]] = []
         gone: list[Entry] = []
-        for entry in self._turns.order():
+        for entry in self._turns.order(by_turns=self._room.contended):
             if len(wanted) == most:
                 break
             kept = []

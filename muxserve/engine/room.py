@@ -45,8 +45,7 @@ class Holdings:
         self._bulk = bulk
         self._clock = clock
         self._callers: dict[str, _Holding] = {}
-        self._crowded = False
-        self._most = 0
+        self._most = self._least = 0
         self._looked_s = -_LOOKED_UP_S
         self._forget_at = _FORGET_AFTER
 
@@ -79,14 +78,19 @@ class Holdings:
         self.total = 0
 
     @property
-    def crowded(self) -> bool:
-        """Whether a caller held in bulk of late, and another one asked for little."""
+    def contended(self) -> bool:
+        """Whether there are several callers, and one of them held in bulk of late."""
         if len(self._callers) > 1:
             now_s = self._clock()
             if now_s - self._looked_s >= _LOOKED_UP_S:
                 self._look(now_s)
-            return self._crowded
+            return self._most > self._bulk
         return False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a caller held in bulk of late, and another one asked for little."""
+        return self.contended and self._least <= _LITTLE * self._most
 
     def asks_little(self, caller: str) -> bool:
         """Whether a caller asked for little of late, beside the one that asked for most."""
@@ -104,7 +108,7 @@ class Holdings:
         self._forget_at = 2 * len(self._callers) + _FORGET_AFTER
         peaks = [one.peak for one in self._callers.values()]
         self._most = max(peaks, default=0)
-        self._crowded = self._most > self._bulk and min(peaks) <= _LITTLE * self._most
+        self._least = min(peaks, default=0)
 
 
 class Room(Holdings):

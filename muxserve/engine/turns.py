@@ -87,15 +87,19 @@ class Turns(Generic[T]):
             account = self._accounts[caller]
             account.tag += cost / account.weight
 
-    def order(self) -> Iterator[T]:
+    def order(self, *, by_turns: bool = True) -> Iterator[T]:
         """What waits, by turns; ties, such as callers who had nothing lately, as they came.
 
         Nothing may be added or removed meanwhile.
+
+        Args:
+            by_turns: false for all as they came: where nobody asks for much, that is as fair, and
+                nobody's second text waits for another one's first.
         """
         accounts = [one for one in self._accounts.values() if one.items]
         if len(accounts) == 1:
             return iter(accounts[0].items)
-        return self._merged(accounts)
+        return self._merged(accounts, float(by_turns))
 
     def clear(self) -> None:
         """Forget everything."""
@@ -103,12 +107,12 @@ class Turns(Generic[T]):
         self._waiting = 0
 
     @staticmethod
-    def _merged(accounts: list[_Account[T]]) -> Iterator[T]:
+    def _merged(accounts: list[_Account[T]], tags: float) -> Iterator[T]:
         rests = [iter(one.items.items()) for one in accounts]
         heap: list[tuple[float, int, int, T, float]] = []
         for index, account in enumerate(accounts):
             item, (cost, number) = next(rests[index])
-            heap.append((account.tag, number, index, item, cost))
+            heap.append((tags * account.tag, number, index, item, cost))
         heapq.heapify(heap)
         while heap:
             tag, _, index, item, cost = heap[0]
@@ -117,7 +121,7 @@ class Turns(Generic[T]):
             if following is None:
                 heapq.heappop(heap)
                 continue
-            tag += cost / accounts[index].weight
+            tag += tags * cost / accounts[index].weight
             item, (cost, number) = following
             heapq.heapreplace(heap, (tag, number, index, item, cost))
 

@@ -177,7 +177,9 @@ class BundlingBackend:
         taken: list[_Waiting] = []
         left: list[_Waiting] = []
         texts = 0
-        for request in self._line.order() if crowded or not little else ():
+        if little and not crowded:
+            return []
+        for request in self._line.order(by_turns=self._holdings.contended):
             if crowded and self._holdings.asks_little(request.caller) != little:
                 continue
             if taken and texts + len(request.tokens) > self._max_texts:

@@ -141,7 +141,7 @@ class Tokenizing:
     def _take(self) -> list[_Asked]:
         """What is tokenized now; who does not wait any more is left out."""
         waiting: list[_Asked] = []
-        for one in list(self._asked.order()):
+        for one in list(self._asked.order(by_turns=self._holdings.contended)):
             if one.answer.done():
                 self._asked.remove(one, one.caller)
             else:
