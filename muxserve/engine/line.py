@@ -195,15 +195,10 @@ class Line:
         return self._turns.shared
 
     @property
-    def crowded(self) -> bool:
-        """Whether somebody who asks for little may have to wait for one who floods the line."""
+    def floods(self) -> frozenset[str]:
+        """Callers who ask for much beside others who ask for little."""
         with self._changed:
-            return self._room.crowded
-
-    def asks_little(self, caller: str) -> bool:
-        """Whether a caller asks for little beside the one that asks for most."""
-        with self._changed:
-            return self._room.asks_little(caller)
+            return self._room.floods
 
     def take(self, entries: Sequence[Entry], costs: Sequence[float] | None = None) -> None:
         """Remove entries that are about to run.

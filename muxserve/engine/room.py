@@ -22,6 +22,7 @@ _LITTLE = 0.25
 _LOOKED_UP_S = 0.05
 #: Callers who hold nothing any more are forgotten once there are so many more than before.
 _FORGET_AFTER = 64
+_NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
@@ -45,7 +46,8 @@ class Holdings:
         self._bulk = bulk
         self._clock = clock
         self._callers: dict[str, _Holding] = {}
-        self._most = self._least = 0
+        self._most = 0
+        self._floods = _NOBODY
         self._looked_s = -_LOOKED_UP_S
         self._forget_at = _FORGET_AFTER
 
@@ -88,14 +90,10 @@ class Holdings:
         return False
 
     @property
-    def crowded(self) -> bool:
-        """Whether a caller held in bulk of late, and another one asked for little."""
-        return self.contended and self._least <= _LITTLE * self._most
-
-    def asks_little(self, caller: str) -> bool:
-        """Whether a caller asked for little of late, beside the one that asked for most."""
-        holding = self._callers.get(caller)
-        return holding is None or holding.peak <= _LITTLE * self._most
+    def floods(self) -> frozenset[str]:
+        """Callers who asked for much of late, where others asked for little; nobody where all ask
+        for about as much."""
+        return self._floods if self.contended else _NOBODY
 
     def _look(self, now_s: float) -> None:
         """Look at everybody, and forget who holds nothing and has asked for nothing of late."""
@@ -108,7 +106,12 @@ class Holdings:
         self._forget_at = 2 * len(self._callers) + _FORGET_AFTER
         peaks = [one.peak for one in self._callers.values()]
         self._most = max(peaks, default=0)
-        self._least = min(peaks, default=0)
+        little = _LITTLE * self._most
+        self._floods = _NOBODY
+        if self._most > self._bulk and min(peaks) <= little:
+            self._floods = frozenset(
+                caller for caller, one in self._callers.items() if one.peak > little
+            )
 
 
 class Room(Holdings):

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Protocol
 
+from muxserve.engine.batching import next_batch
 from muxserve.engine.line import BULK_TEXTS
-from muxserve.engine.policy import decide, turn_s, widest_drain_s, work_s
+from muxserve.engine.policy import widest_drain_s, work_s
 from muxserve.engine.room import Room
-from muxserve.engine.slots import Plan, plan, sight
+from muxserve.engine.slots import Plan, sight
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import ForwardTimes
 from muxserve.engine.turns import Turns
@@ -248,9 +249,10 @@ class _Simulation:
         settings, times, line, own = self._settings, self._times, replica.line, replica.running
         while line and len(own) < settings.in_flight:
             waiting = list(islice(line.order(by_turns=replica.room.contended), self._sight))
-            decision = decide(
+            batch = next_batch(
                 waiting,
                 [text for batch in own for text in batch.texts],
+                replica.room.floods,
                 times,
                 settings.widths,
                 settings.target_s,
@@ -258,12 +260,8 @@ class _Simulation:
                 max_groups=settings.max_groups,
                 behind=len(line) - len(waiting),
             )
-            n, head, crowded = decision.num_instances, waiting[0], replica.room.crowded
-            enough = 1 if crowded and replica.room.asks_little(head.caller) else decision.enough
-            if len(waiting) < enough:
+            if isinstance(batch, int):
                 return
-            most_s = turn_s(head, n, times, settings.target_s) if crowded else None
-            batch = plan(waiting, n, times, settings.widths, decision.max_groups, most_s)
             self._take(replica, batch)
             own.append(batch)
             seconds = times.predict(batch.num_instances, batch.length, batch.groups)

@@ -173,14 +173,14 @@ class BundlingBackend:
                 Without a flood there are none.
         """
         now_s = time.monotonic()
-        crowded = self._holdings.crowded
+        floods = self._holdings.floods
         taken: list[_Waiting] = []
         left: list[_Waiting] = []
         texts = 0
-        if little and not crowded:
+        if little and not floods:
             return []
         for request in self._line.order(by_turns=self._holdings.contended):
-            if crowded and self._holdings.asks_little(request.caller) != little:
+            if floods and (request.caller in floods) == little:
                 continue
             if taken and texts + len(request.tokens) > self._max_texts:
                 break

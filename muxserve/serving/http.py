@@ -178,7 +178,7 @@ class _JsonEndpoint:
         service, limits = self._service, self._service.limits
         try:
             caller = of_client(scope.get("client"))
-            service.check_room(caller)
+            await service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )

@@ -4,6 +4,7 @@ HTTP and the Python handle both come through here, so a limit holds for both. It
 of a request: where one text fails, the whole request gets that error, which names the text.
 """
 
+import asyncio
 import bisect
 import contextlib
 import copy
@@ -27,6 +28,9 @@ from muxserve.serving.tokenizing import Tokenizing
 
 #: Bounds of the latency's histogram, in seconds.
 WITHIN_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+#: For so long a caller who holds much waits for his refusal, where there are other callers.
+_REFUSAL_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ class TextService:
         try:
             with (
                 self.timers.timeout(deadline_s - time.monotonic()),
-                self._place(options, len(texts)),
+                self._place(caller, len(texts)),
             ):
                 started_s = time.perf_counter()
                 tokens = await self._tokenizing.encode(texts, truncate=truncate, options=options)
@@ -182,30 +186,30 @@ class TextService:
                     field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
                 )
 
-    def check_room(self, caller: Caller) -> None:
-        """Raise where not even one text has a place: before a request is read, which costs more.
+    async def check_room(self, caller: Caller, texts: int = 1) -> None:
+        """Raise where so many texts have no place: before a request is read, which costs more.
+
+        A request that is alone always has one. A caller who floods is told so after a pause:
+        whoever asks again at once would take the time that others are answered in.
 
         Raises:
-            Overloaded: as ``classify`` would.
+            Overloaded: there is none.
         """
-        if self._room.total and not self._room.admits(caller.name, 1):
-            raise self._refusal(caller.name, 1)
+        name = caller.name
+        if self._room.total and not self._room.admits(name, texts):
+            refusal = self._refusal(name, texts)
+            if self._room.contended and self._room.held(name) > BULK_TEXTS:
+                await asyncio.sleep(_REFUSAL_PAUSE_S)
+            raise refusal
 
     @contextlib.contextmanager
-    def _place(self, options: RequestOptions, texts: int) -> Iterator[None]:
-        """Hold a place for so many texts, from before they cost anything until they are answered.
-
-        Raises:
-            Overloaded: there is none. A request that is alone always has one.
-        """
-        caller = options.caller
-        if self._room.total and not self._room.admits(caller, texts, options.weight):
-            raise self._refusal(caller, texts)
-        self._room.add(caller, texts)
+    def _place(self, caller: Caller, texts: int) -> Iterator[None]:
+        """Hold a place for so many texts until they are answered."""
+        self._room.add(caller.name, texts)
         try:
             yield
         finally:
-            self._room.remove(caller, texts)
+            self._room.remove(caller.name, texts)
 
     def _refusal(self, caller: str, texts: int) -> Overloaded:
         """Count the texts and say why they are refused."""

@@ -9,7 +9,7 @@ the others' come soon. One request's bad text is its own error.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -80,8 +80,7 @@ class Tokenizing:
         try:
             if characters <= _TURN_CHARACTERS:  # nearly always
                 return await self._encode(texts, truncate, options)
-            floods = self._holdings.crowded and not self._holdings.asks_little(caller)
-            most = _TURN_CHARACTERS if floods else _BATCH_CHARACTERS
+            most = _TURN_CHARACTERS if caller in self._holdings.floods else _BATCH_CHARACTERS
             return await self._encode_parts(_parts(texts, most), truncate, options)
         finally:
             self._holdings.remove(caller, characters)
@@ -146,7 +145,8 @@ class Tokenizing:
                 self._asked.remove(one, one.caller)
             else:
                 waiting.append(one)
-        batch = self._turn(waiting) if self._holdings.crowded else _batch(waiting)
+        floods = self._holdings.floods
+        batch = _turn(waiting, floods) if floods else _batch(waiting)
         if batch and self._asked.shared:
             costs: defaultdict[str, float] = defaultdict(float)
             for one in batch:
@@ -154,21 +154,6 @@ class Tokenizing:
             self._asked.charge(costs)
         for one in batch:
             self._asked.remove(one, one.caller)
-        return batch
-
-    def _turn(self, waiting: Sequence[_Asked]) -> list[_Asked]:
-        """The next turns, either of those who ask for little or of those who flood: small ones are
-        soon done by themselves."""
-        batch: list[_Asked] = []
-        room = _TURN_CHARACTERS
-        for one in waiting:
-            little = self._holdings.asks_little(one.caller)
-            if batch and little != self._holdings.asks_little(batch[0].caller):
-                continue
-            room -= one.characters
-            if batch and room < 0:
-                break
-            batch.append(one)
         return batch
 
     def _start_later(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -241,6 +226,21 @@ def _batch(waiting: list[_Asked]) -> list[_Asked]:
             break
         taken.add(index)
     return [one for index, one in enumerate(waiting) if index in taken]
+
+
+def _turn(waiting: Sequence[_Asked], floods: Collection[str]) -> list[_Asked]:
+    """The next turns, either of those who flood or of the others: those are soon done by
+    themselves."""
+    batch: list[_Asked] = []
+    room = _TURN_CHARACTERS
+    for one in waiting:
+        if (one.caller in floods) != (waiting[0].caller in floods):
+            continue
+        room -= one.characters
+        if batch and room < 0:
+            break
+        batch.append(one)
+    return batch
 
 
 def _is_small(requests: Sequence[_Request]) -> bool:

@@ -85,32 +85,29 @@ def test_what_a_flood_gives_back_it_may_have_again():
     assert not room.admits("flood", 31)
 
 
-def crowd(**held: int) -> Holdings:
+def holding(**held: int) -> Holdings:
     holdings = Holdings(BULK, Clock())
     for caller, amount in held.items():
         holdings.add(caller, amount)
     return holdings
 
 
-def test_a_flood_beside_somebody_who_asks_for_little_is_a_crowd():
-    holdings = crowd(flood=500, quiet=2)
-    assert holdings.crowded
-    assert holdings.asks_little("quiet")
-    assert holdings.asks_little("who comes next")
-    assert not holdings.asks_little("flood")
+def test_a_flood_beside_somebody_who_asks_for_little_is_told():
+    holdings = holding(flood=500, quiet=2)
+    assert holdings.floods == {"flood"}
 
 
-def test_one_alone_is_no_crowd_however_much_it_asks_for():
-    assert not crowd(flood=5000).crowded
+def test_one_alone_is_no_flood_however_much_it_asks_for():
+    assert not holding(flood=5000).floods
 
 
-def test_many_that_ask_for_little_are_no_crowd():
-    assert not crowd(**{f"c{number}": 1 + number % 8 for number in range(256)}).contended
+def test_many_that_ask_for_little_are_no_flood():
+    assert not holding(**{f"c{number}": 1 + number % 8 for number in range(256)}).contended
 
 
-def test_callers_that_ask_for_as_much_as_each_other_are_no_crowd():
-    holdings = crowd(a=500, b=400, c=130)
-    assert not holdings.crowded
+def test_callers_that_ask_for_as_much_as_each_other_are_no_flood():
+    holdings = holding(a=500, b=400, c=130)
+    assert not holdings.floods
     assert holdings.contended, "they have their turns"
 
 
@@ -120,9 +117,9 @@ def test_what_was_asked_for_is_remembered_for_a_while_only():
     holdings.add("flood", 500)
     holdings.remove("flood", 500)
     holdings.add("quiet", 1)
-    assert holdings.crowded
+    assert holdings.floods == {"flood"}
     clock.now_s += 20
-    assert not holdings.crowded
+    assert not holdings.floods
     assert holdings.held("flood") == 0
 
 
