@@ -22,7 +22,7 @@ DRAIN_SHARE = 0.5
 
 #: The share of the latency target that one forward may take while somebody who asks for little
 #: waits beside one who floods: he waits for the end of one that runs, and then for his own.
-TURN_SHARE = 0.2
+TURN_SHARE = 0.1
 #: But no turn is shorter than so many forwards of one group: a large model would otherwise compute
 #: little else than what each forward costs at least.
 TURN_GROUPS = 2

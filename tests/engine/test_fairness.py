@@ -60,6 +60,8 @@ def test_a_quiet_caller_is_served_within_the_target_beside_a_flood(cap):
     assert result.shed_by["quiet"] == 0
     assert result.shed_by["flood"] > 0
     assert seen[int(0.99 * len(seen))] <= TARGET_S
+    widths = zip(result.callers, result.num_instances, strict=True)
+    assert {n for caller, n in widths if caller == "quiet"} == {1}, "and as if he were alone"
 
 
 def test_callers_that_always_wait_get_equal_parts_whatever_their_texts_cost():
