@@ -150,6 +150,7 @@ class TextService:
         began_s = time.monotonic() if since_s is None else since_s
         deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
         options = RequestOptions(max_num_instances, deadline_s, isolation_key, caller.name)
+        await self.check_room(caller, len(texts))
         try:
             with (
                 self.timers.timeout(deadline_s - time.monotonic()),
