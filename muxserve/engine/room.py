@@ -16,8 +16,8 @@ _TIMES_FREE = 4
 
 #: What a caller held at once counts as what it asks for, for so long.
 _REMEMBERED_S = 10.0
-#: Who asks for at most this part of what another one does asks little beside it.
-_LITTLE = 0.25
+#: Who asks for at most so many times what the one does that asks for least asks little, too.
+_TIMES_LEAST = 4
 #: What is looked up about all callers holds for so long.
 _LOOKED_UP_S = 0.05
 #: Callers who hold nothing any more are forgotten once there are so many more than before.
@@ -39,7 +39,7 @@ class Holdings:
 
     def __init__(self, bulk: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Args:
-        bulk: no caller that holds less is too many for the others.
+        bulk: who holds no more than this is no flood, however little others hold.
         clock: seconds.
         """
         self.total = 0
@@ -91,8 +91,8 @@ class Holdings:
 
     @property
     def floods(self) -> frozenset[str]:
-        """Callers who asked for much of late, where others asked for little; nobody where all ask
-        for about as much."""
+        """Callers who asked for much of late, where some asked for little; nobody where all ask for
+        about as much."""
         return self._floods if self.contended else _NOBODY
 
     def _look(self, now_s: float) -> None:
@@ -106,12 +106,11 @@ class Holdings:
         self._forget_at = 2 * len(self._callers) + _FORGET_AFTER
         peaks = [one.peak for one in self._callers.values()]
         self._most = max(peaks, default=0)
-        little = _LITTLE * self._most
-        self._floods = _NOBODY
-        if self._most > self._bulk and min(peaks) <= little:
-            self._floods = frozenset(
-                caller for caller, one in self._callers.items() if one.peak > little
-            )
+        # Beside the least, and not beside the most: or a second flood would seem little.
+        little = max(self._bulk, _TIMES_LEAST * min(peaks, default=0))
+        self._floods = frozenset(
+            caller for caller, one in self._callers.items() if one.peak > little
+        )
 
 
 class Room(Holdings):

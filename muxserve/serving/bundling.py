@@ -108,7 +108,7 @@ class BundlingBackend:
         self._line.add(waiting, options.caller, self._cost(waiting), options.weight)
         self._holdings.add(options.caller, len(tokens))
         self._waiting_texts += len(tokens)
-        self._send_soon(loop)
+        self._send_soon(loop, self._asks_little(options.caller))
         try:
             return await waiting.outcomes
         except asyncio.CancelledError:
@@ -136,9 +136,14 @@ class BundlingBackend:
             },
         }
 
-    def _send_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _asks_little(self, caller: str) -> bool:
+        """Whether a caller asks for little beside a flood."""
+        floods = self._holdings.floods
+        return bool(floods) and caller not in floods
+
+    def _send_soon(self, loop: asyncio.AbstractEventLoop, little: bool) -> None:
         """Send after the callbacks that are due: requests that came together go together."""
-        if not self._send_is_due and min(self._calls.values()) < self._max_calls:
+        if not self._send_is_due and self._calls[little] < self._max_calls:
             self._send_is_due = True
             loop.call_soon(self._send)
 

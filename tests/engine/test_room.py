@@ -97,6 +97,10 @@ def test_a_flood_beside_somebody_who_asks_for_little_is_told():
     assert holdings.floods == {"flood"}
 
 
+def test_a_second_flood_does_not_pass_for_little_beside_the_first():
+    assert holding(first=4096, second=900, third=33, quiet=2).floods == {"first", "second", "third"}
+
+
 def test_one_alone_is_no_flood_however_much_it_asks_for():
     assert not holding(flood=5000).floods
 

@@ -87,10 +87,10 @@ def test_callers_who_ask_for_about_as_much_share_calls_by_turns():
         backend = BundlingBackend(
             replicas, IngressConfig(max_calls_in_flight=1, max_texts_per_bundle=128)
         )
-        waiting = [asked(backend, FLOOD, 64) for _ in range(6)]
+        waiting = [asked(backend, FLOOD, 64) for _ in range(4)]
         await until(lambda: len(replicas.bundles) == 1)
         waiting += [asked(backend, QUIET, 64) for _ in range(4)]
-        await until(lambda: backend._waiting_texts == 64 * 8)
+        await until(lambda: backend._waiting_texts == 64 * 6)
         for event in replicas.let_go.values():
             event.set()
         async with asyncio.timeout(BOUND_S):
