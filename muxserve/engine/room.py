@@ -129,10 +129,15 @@ class Room(Holdings):
 
     def admits(self, caller: str, amount: int, weight: float = 1.0) -> bool:
         """Whether a caller may take so much more; who holds nothing may have one as long as there
-        is any room at all."""
+        is any room at all, and who is alone may have the capacity.
+
+        A weight above 1 has more turns, and no more room: others' would be too small.
+        """
         held = self.held(caller) + amount
+        if held == self.total + amount:
+            return held <= self.capacity
         # In units of a quarter, so that nothing is rounded.
         left = (_TIMES_FREE + 1) * self.capacity - _TIMES_FREE * (self.total + amount)
         if left < 0 or held > self.capacity:
             return False
-        return held <= weight * left or held == 1
+        return held <= min(weight, 1.0) * left or held == 1

@@ -4,7 +4,6 @@ Read from a folder or from the Hugging Face hub; pickled weights are read as ten
 is left half-written: files are made under a temporary name and ``family.json`` comes last.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +17,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from muxserve.errors import FamilyError
+from muxserve.models.checkpoint import check_shapes, empty_model, model_config, read_config
+from muxserve.models.claims import label_fault
 from muxserve.models.config import MuxConfig
 from muxserve.models.family import (
     AUTO_MODELS,
@@ -34,7 +34,9 @@ from muxserve.models.family import (
     usable_positions,
     write_spec,
 )
+from muxserve.models.files import check_links
 from muxserve.models.official import is_official, load_official
+from muxserve.models.tokenizer_file import built_tokenizer, read_tokenizer_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
@@ -135,20 +137,6 @@ def fetch(source: str, patterns: Sequence[str]) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint's folder; FamilyError where it is missing or no JSON."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FamilyError(f"{file}: missing; expected the folder of a checkpoint") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FamilyError(f"{file}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise FamilyError(f"{file}: not a JSON object")
-    return config
-
-
 def read_state(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint's folder; FamilyError for none, or more than tensors."""
     safe, pickled = (folder / name for name in WEIGHTS)
@@ -191,13 +179,15 @@ def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
             "official MUX-PLM nor a classifier of texts or tokens",
             field="architectures",
         )
-    try:
-        model = AUTO_MODELS[task].from_config(
-            AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        )
-    except (ValueError, OSError, TypeError) as error:
-        raise FamilyError(f"{folder / 'config.json'}: {error}") from None
+    made = model_config(config, folder)
+    expected = empty_model(AUTO_MODELS[task], made, folder).state_dict()
     state = {k: v for k, v in read_state(folder).items() if not k.endswith("position_ids")}
+    check_shapes(
+        {key: tensor.shape for key, tensor in state.items()},
+        {key: tensor.shape for key, tensor in expected.items()},
+        folder,
+    )
+    model = AUTO_MODELS[task].from_config(made)
     report = model.load_state_dict(state, strict=False)
     tied = set(model.all_tied_weights_keys)
     missing = [key for key in report.missing_keys if key not in tied]
@@ -211,6 +201,11 @@ def plain_classifier(folder: Path, config: dict[str, Any]) -> PreTrainedModel:
 def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
     count = int(model.config.num_labels or 0)
     names: dict[Any, str] = model.config.id2label or {}
+    if sorted(names) != list(range(count)):
+        raise FamilyError(
+            f"{folder / 'config.json'}: field id2label: expected names of 0 to {count - 1}",
+            field="id2label",
+        )
     own = [names[index] for index in range(count)]
     if labels is None:
         if own == [f"LABEL_{index}" for index in range(count)] and count > 1:
@@ -219,6 +214,8 @@ def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Pa
                 "order of the logits",
                 field="labels",
             )
+        if fault := label_fault(own):
+            raise FamilyError(f"{folder}: id2label: {fault}; give --labels", field="labels")
         return own
     if len(labels) != count or len(set(labels)) != count or not all(labels):
         raise FamilyError(
@@ -243,17 +240,13 @@ def read_tokenizer(source: str, model: PreTrainedModel) -> Tokenizer:
                 "checkpoints use bert-base-uncased)",
                 field="tokenizer",
             )
-    try:
+        check_links(folder, TOKENIZER_FILES)
+    rows = int(model.config.vocab_size)
+    if file.is_file():
         # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
-        made = (
-            Tokenizer.from_file(str(file))
-            if file.is_file()
-            else AutoTokenizer.from_pretrained(
-                file.parent, trust_remote_code=False
-            ).backend_tokenizer
-        )
-    except Exception as error:  # tokenizers raises bare Exception
-        raise FamilyError(f"{file}: not a tokenizer file: {error}", field="tokenizer") from None
+        made = read_tokenizer_file(file, rows=rows)
+    else:
+        made = built_tokenizer(file.parent, rows=rows)
     made.no_truncation()
     made.no_padding()
     if made.get_vocab_size() > model.config.vocab_size:

@@ -138,18 +138,25 @@ class TextService:
         Raises:
             MuxserveError: with the field at fault.
         """
-        if len(texts) > self.limits.max_texts_per_request:
+        limits = self.limits_of(caller)
+        if len(texts) > limits.max_texts_per_request:
             raise TooManyTexts(
-                f"{len(texts)} texts in one request, at most {self.limits.max_texts_per_request} "
+                f"{len(texts)} texts in one request, at most {limits.max_texts_per_request} "
                 "are allowed; send them in several",
                 field="inputs",
             )
-        self._check_characters(texts)
+        _check_characters(texts, limits.max_characters_per_text)
         came_s = time.perf_counter()
-        most_s = self.limits.request_timeout_s
+        most_s = limits.request_timeout_s
         began_s = time.monotonic() if since_s is None else since_s
         deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
-        options = RequestOptions(max_num_instances, deadline_s, isolation_key, caller.name)
+        options = RequestOptions(
+            caller.cap(max_num_instances),
+            deadline_s,
+            caller.isolation_key(isolation_key),
+            caller.name,
+            caller.share,
+        )
         await self.check_room(caller, len(texts))
         try:
             with (
@@ -177,15 +184,9 @@ class TextService:
         self.stages.texts += len(texts)
         return Answered(predictions, tokens)
 
-    def _check_characters(self, texts: Sequence[str]) -> None:
-        """Raise TextTooLong for a text that is not even tokenized."""
-        most = self.limits.max_characters_per_text
-        for index, text in enumerate(texts):
-            if len(text) > most:
-                raise TextTooLong(
-                    f"the text has {len(text)} characters, at most {most} are read; shorten it",
-                    field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
-                )
+    def limits_of(self, caller: Caller) -> LimitsConfig:
+        """What one request of this caller may ask for."""
+        return caller.limits or self.limits
 
     async def check_room(self, caller: Caller, texts: int = 1) -> None:
         """Raise where so many texts have no place: before a request is read, which costs more.
@@ -196,10 +197,19 @@ class TextService:
         Raises:
             Overloaded: there is none.
         """
-        name = caller.name
-        if self._room.total and not self._room.admits(name, texts):
+        name, room = caller.name, self._room
+        refusal = None
+        most, held = caller.max_waiting_texts, room.held(name)
+        if room.total and not room.admits(name, texts, caller.share):
             refusal = self._refusal(name, texts)
-            if self._room.contended and self._room.held(name) > BULK_TEXTS:
+        elif most is not None and held and held + texts > most:
+            self._shed += texts
+            refusal = Overloaded(
+                f"{held} texts of this API key are under way, at most {most} may be; try again "
+                "when some are answered"
+            )
+        if refusal is not None:
+            if room.contended and held > BULK_TEXTS:
                 await asyncio.sleep(_REFUSAL_PAUSE_S)
             raise refusal
 
@@ -242,6 +252,16 @@ class TextService:
             "stages": asdict(self.stages),
             "latency": {"within": self.latency.within()},
         }
+
+
+def _check_characters(texts: Sequence[str], most: int) -> None:
+    """Raise TextTooLong for a text that is not even tokenized."""
+    for index, text in enumerate(texts):
+        if len(text) > most:
+            raise TextTooLong(
+                f"the text has {len(text)} characters, at most {most} are read; shorten it",
+                field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
+            )
 
 
 def _of_text(error: MuxserveError, index: int, count: int) -> MuxserveError:

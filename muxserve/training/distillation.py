@@ -13,12 +13,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from muxserve.models.checkpoint import read_config
 from muxserve.models.convert import (
     fetch,
     label_names,
     plain_classifier,
     problem_type,
-    read_config,
     read_tokenizer,
     task_of,
 )
