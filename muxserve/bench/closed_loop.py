@@ -76,8 +76,12 @@ async def closed_loop(
     method: str = "POST",
     path: str = "/predict",
     body: Callable[[str], bytes] = text_body,
+    source: str | None = None,
 ) -> LoadResult:
-    """Each of ``clients`` sends its next text when the last one is answered, one per request."""
+    """Each of ``clients`` sends its next text when the last one is answered, one per request.
+
+    ``source`` is the address of this machine that they connect from, such as 127.0.0.2.
+    """
     requests = [_request(method, host, port, path, body(text)) for text in texts]
     start = time.perf_counter() + warm_up_s
     end = start + seconds
@@ -86,7 +90,7 @@ async def closed_loop(
 
     async def client(index: int) -> None:
         own, turn = requests[index::clients], 0
-        connection = await _Connection.open(host, port)
+        connection = await _Connection.open(host, port, source)
         try:
             while (sent := time.perf_counter()) < end:
                 status, width = await connection.ask(own[turn % len(own)])
@@ -109,6 +113,7 @@ async def open_loop(
     *,
     path: str = "/predict",
     body: Callable[[str], bytes] = text_body,
+    source: str | None = None,
 ) -> LoadResult:
     """Send text i at ``arrivals_s[i]``, whether or not the earlier ones are answered.
 
@@ -123,7 +128,7 @@ async def open_loop(
 
     async def send(request: bytes, due_s: float) -> None:
         try:
-            connection = idle.pop() if idle else await _Connection.open(host, port)
+            connection = idle.pop() if idle else await _Connection.open(host, port, source)
             status, width = await connection.ask(request)
         except OSError:
             status, width = 0, 0
@@ -198,9 +203,10 @@ class _Connection(asyncio.Protocol):
         self._received = b""
 
     @classmethod
-    async def open(cls, host: str, port: int) -> "_Connection":
+    async def open(cls, host: str, port: int, source: str | None = None) -> "_Connection":
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(cls, host, port)
+        local = None if source is None else (source, 0)
+        _, connection = await loop.create_connection(cls, host, port, local_addr=local)
         return connection
 
     async def ask(self, request: bytes) -> tuple[int, int]:

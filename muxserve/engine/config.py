@@ -38,7 +38,10 @@ class EngineConfig(BaseModel):
         32, ge=1, le=1024, description="Most groups (encoder rows) of one forward."
     )
     max_waiting_texts: int = Field(
-        4096, ge=1, description="Texts that may wait; more are refused with 503."
+        4096,
+        ge=1,
+        description="Texts of one caller alone that may wait; more are refused with 503. All "
+        "callers together may have a quarter more.",
     )
     runtime: Literal["torch", "openvino"] = Field(
         "torch",

@@ -69,7 +69,7 @@ class Engine:
             in_flight=self.config.forwards_in_flight,
         )
         self.in_flight = executor.in_flight
-        self._line = Line(self.config.max_waiting_texts)
+        self._line = Line(self.config.max_waiting_texts, self.widths[-1])
         self._workers = Workers(
             self._line,
             executor,

@@ -1,5 +1,6 @@
 """The waiting line: requests come in from any thread, the engine's thread takes texts out.
 
+Callers share it: each has room, and its turn. With one caller that is first in, first out.
 Equal texts that wait together, of one caller, isolation key and cap on N, are one entry; shared
 with others it would tell them, by the counters, that somebody asked for the text. Cancelled and
 expired ones leave before they can take a slot. One lock guards everything here; no one else holds
@@ -8,16 +9,22 @@ its state. Any thread may join, one at a time takes out.
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from muxserve.engine.request import Outcome, Request
+from muxserve.engine.room import Room
+from muxserve.engine.turns import Turns
 from muxserve.errors import DeadlineExceeded, MuxserveError, NotReady, Overloaded
 
 #: Token ids, isolation key, cap on N, caller.
 _Key = tuple[bytes, str | None, int | None, str]
+
+#: Texts of one caller that wait at once, up to which nobody else has to wait long for them.
+BULK_TEXTS = 32
 
 
 @dataclass(eq=False, slots=True)
@@ -64,21 +71,26 @@ class Entry:
 
 
 class Line:
-    """First in, first considered; bounded in texts.
+    """Considered by turns of callers, and of one caller as they came; bounded in texts.
 
     Attributes:
         joined: texts that were taken in.
         shed, expired, cancelled: texts refused, past their deadline, and no longer wanted.
     """
 
-    def __init__(self, max_texts: int) -> None:
+    def __init__(self, max_texts: int, widest: int = 1) -> None:
+        """Args:
+        max_texts: of one caller alone; see ``Room``.
+        widest: the widest N that serves it, for what a text costs.
+        """
         self.joined = 0
         self.shed = 0
         self.expired = 0
         self.cancelled = 0
-        self._max_texts = max_texts
+        self._widest = widest
         self._entries: dict[_Key, Entry] = {}
-        self._texts = 0
+        self._turns: Turns[Entry] = Turns()
+        self._room = Room(max_texts, BULK_TEXTS)
         self._open = True
         self._changed = threading.Condition()
         self._wanted: float = 1
@@ -87,7 +99,7 @@ class Line:
     @property
     def texts(self) -> int:
         """Texts that wait, each copy counted."""
-        return self._texts
+        return self._room.total
 
     def join(self, request: Request, retry_after_s: float) -> None:
         """Add every text of a request, or none.
@@ -99,26 +111,26 @@ class Line:
         with self._changed:
             if not self._open:
                 raise NotReady("the engine is closed")
-            if self._texts + len(request.tokens) > self._max_texts:
-                self.shed += len(request.tokens)
+            options, count = request.options, len(request.tokens)
+            caller, cap = options.caller, options.max_num_instances
+            if not self._room.admits(caller, count, options.weight):
+                self.shed += count
                 raise Overloaded(
-                    f"the line is full: {self._texts} of {self._max_texts} texts wait and "
-                    f"{len(request.tokens)} more came; try again later",
+                    f"the line is full: {self._room.total} texts wait, "
+                    f"{self._room.held(caller)} of them of this caller, who may have "
+                    f"{self._room.capacity} at most and less while others wait; {count} more "
+                    "came; try again later",
                     retry_after_s=retry_after_s,
                 )
-            self._texts += len(request.tokens)
-            self.joined += len(request.tokens)
-            options = request.options
+            self._room.add(caller, count)
+            self.joined += count
+            per_token = 1 / (self._widest if cap is None else min(cap, self._widest))
             for index, tokens in enumerate(request.tokens):
-                key = (
-                    tokens.ids.tobytes(),
-                    options.isolation_key,
-                    options.max_num_instances,
-                    options.caller,
-                )
+                key = tokens.ids.tobytes(), options.isolation_key, cap, caller
                 entry = self._entries.get(key)
                 if entry is None:
-                    self._entries[key] = Entry(tokens.ids, *key[1:], [(request, index)])
+                    entry = self._entries[key] = Entry(tokens.ids, *key[1:], [(request, index)])
+                    self._turns.add(entry, caller, entry.length * per_token, options.weight)
                 else:
                     entry.waiters.append((request, index))
             if len(self._entries) >= self._wanted:
@@ -159,7 +171,7 @@ class Line:
         return len(self._entries)
 
     def waiting(self, most: int | None = None) -> list[Entry]:
-        """What waits, oldest first, without what nobody wants any more.
+        """What waits, by turns, without what nobody wants any more.
 
         Args:
             most: look no further than so many; None looks at everything. What a look costs must
@@ -173,16 +185,40 @@ class Line:
         return entries
 
     def snapshot(self) -> list[Entry]:
-        """Everything that waits, oldest first, wanted or not: for whoever only counts."""
+        """Everything that waits, as it came, wanted or not: for whoever only counts."""
         with self._changed:
             return list(self._entries.values())
 
-    def take(self, entries: Sequence[Entry]) -> None:
-        """Remove entries that are about to run."""
+    @property
+    def shared(self) -> bool:
+        """Whether more than one caller is known."""
+        return self._turns.shared
+
+    @property
+    def floods(self) -> frozenset[str]:
+        """Callers who ask for much beside others who ask for little."""
         with self._changed:
+            return self._room.floods
+
+    def take(self, entries: Sequence[Entry], costs: Sequence[float] | None = None) -> None:
+        """Remove entries that are about to run.
+
+        Args:
+            entries: which.
+            costs: what each takes, in tokens of encoder rows; their callers' next turns come later
+                by it. By default their lengths.
+        """
+        with self._changed:
+            if self._turns.shared:
+                charges: defaultdict[str, float] = defaultdict(float)
+                lengths = [entry.length for entry in entries]
+                for entry, cost in zip(entries, costs or lengths, strict=True):
+                    charges[entry.caller] += cost
+                self._turns.charge(charges)
             for entry in entries:
                 self._entries.pop(entry.key)
-                self._texts -= len(entry.waiters)
+                self._turns.remove(entry, entry.caller)
+                self._room.remove(entry.caller, len(entry.waiters))
 
     def close(self) -> None:
         """Refuse new requests; what waits is still served."""
@@ -196,7 +232,8 @@ class Line:
         with self._changed:
             entries = list(self._entries.values())
             self._entries.clear()
-            self._texts = 0
+            self._turns.clear()
+            self._room.clear()
             self._open = False
             self._wakes += 1
             self._changed.notify_all()
@@ -206,11 +243,12 @@ class Line:
     def _drop_unwanted(
         self, now_s: float, most: int | None
     ) -> tuple[list[Entry], list[tuple[Request, int, Outcome]]]:
-        """The oldest entries that somebody wants, and what was taken out on the way to them."""
+        """The entries with the next turns that somebody wants, and what was taken out on the way to
+        them."""
         wanted: list[Entry] = []
         dropped: list[tuple[Request, int, Outcome]] = []
-        gone: list[_Key] = []
-        for key, entry in self._entries.items():
+        gone: list[Entry] = []
+        for entry in self._turns.order(by_turns=self._room.contended):
             if len(wanted) == most:
                 break
             kept = []
@@ -226,12 +264,13 @@ class Line:
                 else:
                     kept.append((request, index))
             if len(kept) < len(entry.waiters):
+                self._room.remove(entry.caller, len(entry.waiters) - len(kept))
                 entry.waiters = kept
             if kept:
                 wanted.append(entry)
             else:
-                gone.append(key)
-        for key in gone:
-            del self._entries[key]
-        self._texts -= len(dropped)
+                gone.append(entry)
+        for entry in gone:
+            del self._entries[entry.key]
+            self._turns.remove(entry, entry.caller)
         return wanted, dropped

@@ -20,6 +20,13 @@ WORTH_WIDENING = 0.95
 #: text waits before the line is looked at: until a forward that runs already has ended.
 DRAIN_SHARE = 0.5
 
+#: The share of the latency target that one forward may take while somebody who asks for little
+#: waits beside one who floods: he waits for the end of one that runs, and then for his own.
+TURN_SHARE = 0.1
+#: But no turn is shorter than so many forwards of one group: a large model would otherwise compute
+#: little else than what each forward costs at least.
+TURN_GROUPS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -133,6 +140,11 @@ def decide(
     share = -(-load.total // in_flight)
     # Half of a good batch starts: what comes back from the others is never all there at once.
     return Decision(n, groups, min(share, max(filled, -(-good // 2))))
+
+
+def turn_s(head: Waiting, n: int, times: ForwardTimes, target_s: float) -> float:
+    """Seconds that a forward may take where callers wait for their turns; ``head`` goes next."""
+    return max(TURN_SHARE * target_s, TURN_GROUPS * times.predict(n, head.length, 1))
 
 
 def widest_drain_s(texts: Iterable[Waiting], times: ForwardTimes, widths: Sequence[int]) -> float:

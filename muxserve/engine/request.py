@@ -52,12 +52,14 @@ class RequestOptions:
         deadline_s: time on ``time.monotonic()``'s clock after which the answer is not wanted.
         isolation_key: texts with different keys never share a group.
         caller: who asks, by name.
+        weight: the caller's part of room and turns, beside the 1 of others.
     """
 
     max_num_instances: int | None = None
     deadline_s: float | None = None
     isolation_key: str | None = None
     caller: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

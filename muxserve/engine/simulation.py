@@ -7,15 +7,20 @@ simulated. Pure: the same arrivals and times give the same result.
 
 import heapq
 import random
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Protocol
 
-from muxserve.engine.policy import decide, widest_drain_s, work_s
-from muxserve.engine.slots import Plan, plan, sight
+from muxserve.engine.batching import next_batch
+from muxserve.engine.line import BULK_TEXTS
+from muxserve.engine.policy import widest_drain_s, work_s
+from muxserve.engine.room import Room
+from muxserve.engine.slots import Plan, sight
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import ForwardTimes
+from muxserve.engine.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Replicas:
         target_s: the latency target.
         in_flight: forwards that one replica runs at once.
         max_groups: most groups of a forward.
-        max_waiting: texts that one line takes; more are shed.
+        max_waiting: texts of one caller alone that one line takes; more are shed.
     """
 
     count: int
@@ -83,6 +88,8 @@ class SimulatedText:
     length: int
     max_num_instances: int | None = None
     isolation_key: str | None = None
+    caller: str = ""
+    weight: float = 1.0
 
 
 @dataclass(slots=True)
@@ -91,8 +98,9 @@ class Simulated:
 
     Attributes:
         seconds: from the first moment to the last answer.
-        arrivals_s, latencies_s, num_instances: of each answered text, in the order of answers.
-        shed: texts refused by a full line.
+        arrivals_s, latencies_s, num_instances, callers: of each answered text, in the order of
+            answers.
+        shed: texts refused for want of room, of all callers; ``shed_by`` of each.
         slots, filled_slots: of all forwards.
         busy_s: seconds that forwards took, of all replicas together.
         replicas: (seconds, how many were asked for from then on).
@@ -102,7 +110,9 @@ class Simulated:
     arrivals_s: list[float] = field(default_factory=list)
     latencies_s: list[float] = field(default_factory=list)
     num_instances: list[int] = field(default_factory=list)
+    callers: list[str] = field(default_factory=list)
     shed: int = 0
+    shed_by: Counter[str] = field(default_factory=Counter)
     slots: int = 0
     filled_slots: int = 0
     busy_s: float = 0.0
@@ -155,8 +165,9 @@ class _Replica:
 
     number: int
     ready: bool
+    room: Room
     leaving: bool = False
-    line: dict[SimulatedText, None] = field(default_factory=dict)
+    line: Turns[SimulatedText] = field(default_factory=Turns)
     running: list[Plan[SimulatedText]] = field(default_factory=list)
     stats: EngineStats = field(default_factory=EngineStats)
 
@@ -175,12 +186,17 @@ class _Simulation:
         self._sight = sight(replicas.widths, replicas.max_groups)
         self._numbers = count()
         self._order = count()
-        self._replicas = [_Replica(next(self._numbers), True) for _ in range(replicas.count)]
+        self._now = 0.0
+        self._replicas = [self._replica(ready=True) for _ in range(replicas.count)]
         # (when, order, whose, batch that ends); without a batch a replica is ready, and without a
         # replica the scaler decides.
         self._events: list[tuple[float, int, _Replica | None, Plan[SimulatedText] | None]] = []
         self._nowhere: list[SimulatedText] = []
         self._result = Simulated(replicas=[(0.0, replicas.count)])
+
+    def _replica(self, *, ready: bool) -> _Replica:
+        room = Room(self._settings.max_waiting, BULK_TEXTS, lambda: self._now)
+        return _Replica(next(self._numbers), ready, room)
 
     def run(self, texts: Sequence[SimulatedText]) -> Simulated:
         if self._scaler is not None:
@@ -199,6 +215,7 @@ class _Simulation:
     def _go_on_until(self, end: float) -> None:
         while self._events and self._events[0][0] <= end:
             now, _, replica, batch = heapq.heappop(self._events)
+            self._now = now
             if replica is None:
                 self._scale(now)
             elif batch is None:
@@ -210,26 +227,32 @@ class _Simulation:
                 self._finish(replica, batch, now)
 
     def _arrive(self, text: SimulatedText, now: float) -> None:
+        self._now = now
         serving = [one for one in self._replicas if one.ready and not one.leaving]
         if not serving:
             self._nowhere.append(text)
             return
         replica = min(serving, key=lambda one: one.texts)
-        if len(replica.line) >= self._settings.max_waiting:
+        if not replica.room.admits(text.caller, 1, text.weight):
             self._result.shed += 1
+            self._result.shed_by[text.caller] += 1
             replica.stats.shed += 1
             return
         replica.stats.joined += 1
-        replica.line[text] = None
+        replica.room.add(text.caller, 1)
+        widest, cap = self._settings.widths[-1], text.max_num_instances
+        cost = text.length / (widest if cap is None else min(cap, widest))
+        replica.line.add(text, text.caller, cost, text.weight)
         self._start_forwards(replica, now)
 
     def _start_forwards(self, replica: _Replica, now: float) -> None:
         settings, times, line, own = self._settings, self._times, replica.line, replica.running
         while line and len(own) < settings.in_flight:
-            waiting = list(islice(line, self._sight))
-            decision = decide(
+            waiting = list(islice(line.order(by_turns=replica.room.contended), self._sight))
+            batch = next_batch(
                 waiting,
                 [text for batch in own for text in batch.texts],
+                replica.room.floods,
                 times,
                 settings.widths,
                 settings.target_s,
@@ -237,19 +260,25 @@ class _Simulation:
                 max_groups=settings.max_groups,
                 behind=len(line) - len(waiting),
             )
-            if len(waiting) < decision.enough:
+            if isinstance(batch, int):
                 return
-            batch = plan(
-                waiting, decision.num_instances, times, settings.widths, decision.max_groups
-            )
-            for text in batch.texts:
-                del line[text]
+            self._take(replica, batch)
             own.append(batch)
             seconds = times.predict(batch.num_instances, batch.length, batch.groups)
             self._result.busy_s += seconds
             self._result.slots += len(batch.slots)
             self._result.filled_slots += len(batch.texts)
             self._at(now + seconds, replica, batch)
+
+    def _take(self, replica: _Replica, batch: Plan[SimulatedText]) -> None:
+        if replica.line.shared:
+            charges: defaultdict[str, float] = defaultdict(float)
+            for text, cost in zip(batch.texts, batch.costs(), strict=True):
+                charges[text.caller] += cost
+            replica.line.charge(charges)
+        for text in batch.texts:
+            replica.line.remove(text, text.caller)
+            replica.room.remove(text.caller, 1)
 
     def _finish(self, replica: _Replica, batch: Plan[SimulatedText], now: float) -> None:
         result = self._result
@@ -268,6 +297,7 @@ class _Simulation:
             result.arrivals_s.append(text.arrival_s)
             result.latencies_s.append(now - text.arrival_s)
             result.num_instances.append(batch.num_instances)
+            result.callers.append(text.caller)
         self._start_forwards(replica, now)
 
     def _scale(self, now: float) -> None:
@@ -277,7 +307,7 @@ class _Simulation:
         running = {one.number: self._stats(one) for one in asked if one.ready}
         wanted = scaler.replicas(now, len(asked), running)
         for _ in range(wanted - len(asked)):
-            replica = _Replica(next(self._numbers), ready=False)
+            replica = self._replica(ready=False)
             self._replicas.append(replica)
             self._at(now + scaler.start_s, replica)
         # Those that do not serve yet go first, then the youngest.
@@ -294,7 +324,10 @@ class _Simulation:
             self._at(now + scaler.every_s, None)
 
     def _stats(self, replica: _Replica) -> EngineStats:
-        texts = [*replica.line, *(text for batch in replica.running for text in batch.texts)]
+        texts = [
+            *replica.line.order(),
+            *(text for batch in replica.running for text in batch.texts),
+        ]
         drain_s = widest_drain_s(texts, self._times, self._settings.widths)
         return replace(
             replica.stats,

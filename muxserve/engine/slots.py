@@ -1,7 +1,8 @@
 """Which texts go into the next batch, and into which slot; and back from slots to texts.
 
-In: the texts that wait, oldest first, N and forward times. Out: a ``Plan``. Pure functions over
-plain values, so that the planner can be tested and simulated without a model or a clock.
+In: the texts that wait, those with the next turn first, N and forward times. Out: a ``Plan``. Pure
+functions over plain values, so that the planner can be tested and simulated without a model or a
+clock.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,10 @@ W = TypeVar("W", bound=Waiting)
 #: beginning at it. More found nothing better on measured times.
 _HALVINGS, _POSITIONS = 2, 2
 
+#: Where callers wait for their turns, a batch is chosen of so many times its slots: neighbours are
+#: nearer then, and nobody's turn comes much too early.
+_TURNS_AHEAD = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Plan(Generic[W]):
@@ -61,6 +66,15 @@ class Plan(Generic[W]):
         """Tokens of the longest text."""
         return max(text.length for text in self.texts)
 
+    def costs(self) -> list[float]:
+        """What each text takes, in tokens of encoder rows: a text that has a group to itself takes
+        N times what one of N does."""
+        slots = np.bincount(self.slots, minlength=len(self.texts)).tolist()
+        return [
+            text.length * held / self.num_instances
+            for text, held in zip(self.texts, slots, strict=True)
+        ]
+
 
 def plan(
     waiting: Sequence[W],
@@ -68,8 +82,11 @@ def plan(
     times: ForwardTimes,
     widths: Sequence[int],
     max_groups: int,
+    most_s: float | None = None,
 ) -> Plan[W]:
     """Plan the next batch: the oldest text always goes, with the neighbours that pay.
+
+    Oldest is the one with the next turn: with one caller that came first.
 
     Of the runs of near lengths around the oldest text the one that wastes least is taken; where
     texts have different isolation keys, of the runs of groups of one key each. A text that caps N
@@ -82,16 +99,21 @@ def plan(
         times: predictions.
         widths: every N available, ascending.
         max_groups: most groups of a forward.
+        most_s: predicted seconds that the forward may take, so that the next turn comes soon; a
+            lone group may take more. Then only the texts with the next turns go, too.
     """
     oldest = waiting[0]
     n = allowed_width(n, oldest.max_num_instances, widths)
+    if most_s is not None:
+        max_groups = _groups_within(most_s, n, oldest.length, times, max_groups)
+        waiting = waiting[: _TURNS_AHEAD * max_groups * n]
     fitting = [w for w in waiting if w.max_num_instances is None or w.max_num_instances >= n]
     fitting.sort(key=lambda w: w.length)
     lengths = [w.length for w in fitting]
     alone_s = _alone_s(lengths, n, times)
     if len({w.isolation_key for w in fitting}) == 1:
         position = next(i for i, w in enumerate(fitting) if w is oldest)
-        start, end = _window(lengths, alone_s, position, n, n, times, max_groups)
+        start, end = _window(lengths, alone_s, position, n, n, times, max_groups, most_s)
         chosen = fitting[start : end + 1]
         return _fill(n, [chosen[i : i + n] for i in range(0, len(chosen), n)])
     # A run of near lengths would hold a few texts of each key, in groups that are not full. So
@@ -102,7 +124,7 @@ def plan(
     position = next(
         i for i, group in enumerate(groups) if any(fitting[place] is oldest for place in group)
     )
-    start, end = _window(lengths, worth, position, 1, n, times, max_groups)
+    start, end = _window(lengths, worth, position, 1, n, times, max_groups, most_s)
     return _fill(n, [[fitting[place] for place in group] for group in groups[start : end + 1]])
 
 
@@ -128,6 +150,7 @@ def _window(
     n: int,
     times: ForwardTimes,
     max_groups: int,
+    most_s: float | None,
 ) -> tuple[int, int]:
     """First and last index of the run of near lengths around ``oldest`` that wastes least.
 
@@ -149,10 +172,21 @@ def _window(
         for step in range(_POSITIONS + 1):
             first = lowest + (highest - lowest) * step // _POSITIONS
             last = first + places - 1
-            share = (worth[last + 1] - worth[first]) / times.predict(n, lengths[last], groups)
+            seconds = times.predict(n, lengths[last], groups)
+            if most_s is not None and groups > 1 and seconds > most_s:
+                continue
+            share = (worth[last + 1] - worth[first]) / seconds
             if share > best_share:
                 best, best_share = (first, last), share
     return best
+
+
+def _groups_within(most_s: float, n: int, length: int, times: ForwardTimes, max_groups: int) -> int:
+    """Most groups whose forward takes no longer; at least one."""
+    groups = min(max_groups, times.best_groups(n, length))
+    while groups > 1 and times.predict(n, length, groups) > most_s:
+        groups -= 1
+    return groups
 
 
 def _alone_s(lengths: Sequence[int], n: int, times: ForwardTimes) -> np.ndarray:

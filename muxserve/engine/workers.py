@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from muxserve.engine.batching import next_batch
 from muxserve.engine.forward import Executor
 from muxserve.engine.line import Entry, Line
-from muxserve.engine.policy import decide, widest_drain_s, work_s
+from muxserve.engine.policy import widest_drain_s, work_s
 from muxserve.engine.request import Prediction
 from muxserve.engine.slots import Plan, plan, sight, unplan
 from muxserve.engine.stats import EngineStats
@@ -218,23 +219,22 @@ class Workers:
             if not waiting or any(step.alone for step in running):
                 self._line.gather(1 if not waiting else float("inf"), wakes)
                 continue
-            decision = decide(
+            batch = next_batch(
                 waiting,
                 [text for step in running for text in step.batch.texts],
+                self._line.floods,
                 self._times,
                 self._widths,
                 self._target_s,
                 in_flight=self._executor.in_flight,
                 max_groups=self._max_groups,
                 behind=max(0, self._line.distinct - len(waiting)),
+                last=not self._line.open,
             )
-            if len(waiting) < decision.enough and self._line.open:
-                self._line.gather(decision.enough, wakes)
+            if isinstance(batch, int):
+                self._line.gather(batch, wakes)
                 continue
-            batch = plan(
-                waiting, decision.num_instances, self._times, self._widths, decision.max_groups
-            )
-            self._line.take(batch.texts)
+            self._line.take(batch.texts, batch.costs() if self._line.shared else None)
             self._taken[threading.get_ident()] = batch.texts
             alone = (
                 self._executor.spreads

@@ -1,6 +1,6 @@
 """The joint between an ingress and whatever answers: tokens of one request in, outcomes out.
 
-``LocalBackend`` is the engine of this process; ``muxserve.serving.bundles`` has the one that calls
+``LocalBackend`` is the engine of this process; ``muxserve.serving.bundling`` has the one that calls
 replicas. A backend never looks at texts, and never answers a request that was cancelled.
 """
 

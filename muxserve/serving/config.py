@@ -76,14 +76,16 @@ class IngressConfig(BaseModel):
     max_waiting_texts: int = Field(
         4096,
         ge=1,
-        description="Texts that one ingress holds, from before they are tokenized until they are "
-        "answered; more are refused with 503.",
+        description="Texts of one caller alone that one ingress holds, from before they are "
+        "tokenized until they are answered; more are refused with 503. All callers together may "
+        "have a quarter more.",
     )
     max_calls_in_flight: int = Field(
         4,
         ge=1,
         le=1024,
-        description="Bundles that one ingress has under way; the next requests gather meanwhile.",
+        description="Bundles that one ingress has under way; the next requests gather meanwhile. "
+        "Beside a flood, those of callers who ask for little have as many again.",
     )
     max_texts_per_bundle: int = Field(
         256, ge=1, le=65_536, description="Texts of one bundle; a longer request travels alone."

@@ -224,7 +224,7 @@ class _JsonEndpoint:
         service, caller = self._service, scope[CALLER]
         limits = service.limits_of(caller)
         try:
-            service.check_room(caller)
+            await service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )

@@ -18,7 +18,7 @@ from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.models.family import Family
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.backend import Backend, LocalBackend, counters
-from muxserve.serving.bundles import BundlingBackend
+from muxserve.serving.bundling import BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.doors import Door
@@ -79,7 +79,8 @@ class MuxIngress:
             # No member is loaded: an ingress needs the labels and the tokenizer.
             family = Family.load(config.family, widths=[], verify_checksums=verify)
             calls = ReplicaCalls(replicas, config.ingress.replica_wait_s)
-            backend = BundlingBackend(calls, config.ingress)
+            widest = max(member.num_instances for member in family.spec.members)
+            backend = BundlingBackend(calls, config.ingress, widest)
         encoder = TextEncoder.of_family(family)
         self._service = TextService(
             family.spec, encoder, backend, config.limits, config.ingress.max_waiting_texts

@@ -155,7 +155,7 @@ class _Infer:
         status, content_type = 200, b"application/json"
         try:
             self._model.check(**scope["path_params"])
-            service.check_room(caller)
+            await service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )

@@ -4,17 +4,19 @@ HTTP and the Python handle both come through here, so a limit holds for both. It
 of a request: where one text fails, the whole request gets that error, which names the text.
 """
 
+import asyncio
 import bisect
 import contextlib
 import copy
 import itertools
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from muxserve.engine.line import BULK_TEXTS
 from muxserve.engine.request import Prediction, RequestOptions, Tokens
+from muxserve.engine.room import Room
 from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TextTooLong, TooManyTexts
 from muxserve.models.family import FamilySpec
@@ -26,6 +28,9 @@ from muxserve.serving.tokenizing import Tokenizing
 
 #: Bounds of the latency's histogram, in seconds.
 WITHIN_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+#: For so long a caller who holds much waits for his refusal, where there are other callers.
+_REFUSAL_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +97,8 @@ class TextService:
         encoder: its tokenizer.
         backend: what answers.
         limits: of one request.
-        most_texts: texts of all requests together; more are refused.
+        most_texts: texts of all requests of one caller alone; more are refused. All callers
+            together may have a quarter more, so that none takes the room of all.
         """
         self.spec = spec
         self.backend = backend
@@ -100,9 +106,7 @@ class TextService:
         self.stages = Stages()
         self.latency = Latency()
         self.timers = Timers()
-        self._most_texts = most_texts
-        self._texts = 0
-        self._texts_of: Counter[str] = Counter()  # by caller
+        self._room = Room(most_texts, BULK_TEXTS)
         self._shed = 0
         self._expired = 0
         self._missing_engines = 0
@@ -151,11 +155,16 @@ class TextService:
             deadline_s,
             caller.isolation_key(isolation_key),
             caller.name,
+            caller.share,
         )
+        await self.check_room(caller, len(texts))
         try:
-            with self.timers.timeout(deadline_s - time.monotonic()), self._place(caller, texts):
+            with (
+                self.timers.timeout(deadline_s - time.monotonic()),
+                self._place(caller, len(texts)),
+            ):
                 started_s = time.perf_counter()
-                tokens = await self._tokenizing.encode(texts, truncate=truncate)
+                tokens = await self._tokenizing.encode(texts, truncate=truncate, options=options)
                 encoded_s = time.perf_counter()
                 outcomes = await self.backend.classify(tokens, options)
         except TimeoutError:
@@ -179,53 +188,48 @@ class TextService:
         """What one request of this caller may ask for."""
         return caller.limits or self.limits
 
-    def check_room(self, caller: Caller) -> None:
-        """Raise where not even one text has a place: before a request is read, which costs more.
+    async def check_room(self, caller: Caller, texts: int = 1) -> None:
+        """Raise where so many texts have no place: before a request is read, which costs more.
+
+        A request that is alone always has one. A caller who floods is told so after a pause:
+        whoever asks again at once would take the time that others are answered in.
 
         Raises:
-            Overloaded: as ``classify`` would.
+            Overloaded: there is none.
         """
-        if self._texts >= self._most_texts:
-            raise self._refusal(1)
-        self._check_own_room(caller, 1)
-
-    def _check_own_room(self, caller: Caller, texts: int) -> None:
-        most, held = caller.max_waiting_texts, self._texts_of[caller.name]
-        if most is not None and held and held + texts > most:
+        name, room = caller.name, self._room
+        refusal = None
+        most, held = caller.max_waiting_texts, room.held(name)
+        if room.total and not room.admits(name, texts, caller.share):
+            refusal = self._refusal(name, texts)
+        elif most is not None and held and held + texts > most:
             self._shed += texts
-            raise Overloaded(
+            refusal = Overloaded(
                 f"{held} texts of this API key are under way, at most {most} may be; try again "
                 "when some are answered"
             )
+        if refusal is not None:
+            if room.contended and held > BULK_TEXTS:
+                await asyncio.sleep(_REFUSAL_PAUSE_S)
+            raise refusal
 
     @contextlib.contextmanager
-    def _place(self, caller: Caller, asked: Sequence[str]) -> Iterator[None]:
-        """Hold a place for each text, from before they cost anything until they are answered.
-
-        Raises:
-            Overloaded: there is none. A request that is alone always has one.
-        """
-        texts = len(asked)
-        if self._texts and self._texts + texts > self._most_texts:
-            raise self._refusal(texts)
-        self._check_own_room(caller, texts)
-        self._texts += texts
-        self._texts_of[caller.name] += texts
+    def _place(self, caller: Caller, texts: int) -> Iterator[None]:
+        """Hold a place for so many texts until they are answered."""
+        self._room.add(caller.name, texts)
         try:
             yield
         finally:
-            self._texts -= texts
-            self._texts_of[caller.name] -= texts
-            if not self._texts_of[caller.name]:
-                del self._texts_of[caller.name]
+            self._room.remove(caller.name, texts)
 
-    def _refusal(self, texts: int) -> Overloaded:
+    def _refusal(self, caller: str, texts: int) -> Overloaded:
         """Count the texts and say why they are refused."""
         self._shed += texts
         self.backend.refused(texts)
         return Overloaded(
-            f"the ingress is full: {self._texts} of {self._most_texts} texts are under way "
-            "and more came; try again later"
+            f"the ingress is full: {self._room.held(caller)} texts of this caller are under way "
+            f"and {self._room.total} of all; one caller may have {self._room.capacity}, and less "
+            "while others have many; try again later"
         )
 
     async def stats(self) -> dict[str, Any]:
@@ -239,8 +243,8 @@ class TextService:
         """Counters of the requests that came through it, from any thread."""
         return {
             "ingress": {
-                "texts_under_way": self._texts,
-                "capacity": self._most_texts,
+                "texts_under_way": self._room.total,
+                "capacity": self._room.capacity,
                 "shed": self._shed,
                 "expired": self._expired,
                 "missing_engines": self._missing_engines,

@@ -1,18 +1,22 @@
 """Texts of many requests in, token ids out, in batches on a thread beside the event loop.
 
 There is no timer: a request alone is tokenized at once; what comes while a batch is being tokenized
-is the next batch. A batch has a bound in characters: of what waits, the request that came first and
-then the shortest ones go. One request's bad text is its own error.
+is the next batch. A batch has a bound in characters: of what waits, the request with the next turn
+and then the shortest ones go. Where one caller floods, batches are small and go by turns, so that
+the others' come soon. One request's bad text is its own error.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from muxserve.engine.request import Tokens
+from muxserve.engine.request import RequestOptions, Tokens
+from muxserve.engine.room import Holdings
 from muxserve.engine.tokens import TextEncoder, Truncate
+from muxserve.engine.turns import Turns
 from muxserve.errors import MuxserveError
 from muxserve.serving.errors import Internal
 
@@ -24,15 +28,20 @@ _AT_ONCE_TEXTS = 2
 _AT_ONCE_CHARACTERS = 4000
 #: Characters of one batch: some tens of milliseconds, for which what comes next waits.
 _BATCH_CHARACTERS = 200_000
+#: The same where one caller floods: some milliseconds.
+_TURN_CHARACTERS = 20_000
 
+_NOBODY = RequestOptions()
 _Request = tuple[Sequence[str], Truncate]
 
 
-class _Asked(NamedTuple):
-    """Texts that wait, and how many characters they have."""
+@dataclass(eq=False, slots=True)
+class _Asked:
+    """Texts of a caller that wait, and how many characters they have."""
 
     texts: Sequence[str]
     truncate: Truncate
+    caller: str
     characters: int
     answer: "asyncio.Future[list[Tokens]]"
 
@@ -43,33 +52,61 @@ class Tokenizing:
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="muxserve-tokens")
-        self._asked: list[_Asked] = []
+        self._asked: Turns[_Asked] = Turns()
+        self._holdings = Holdings(_TURN_CHARACTERS)
         self._is_due = False
         self._runs = False
 
-    async def encode(self, texts: Sequence[str], *, truncate: Truncate) -> list[Tokens]:
+    async def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: Truncate,
+        options: RequestOptions = _NOBODY,
+    ) -> list[Tokens]:
         """Token ids of each text.
+
+        Args:
+            texts: of one request.
+            truncate: as of the encoder.
+            options: whose request it is, and the caller's weight.
 
         Raises:
             InvalidInput: for a text without content, or one that has no UTF-8.
             TextTooLong: for a text that is too long when ``truncate`` is false.
         """
+        caller, characters = options.caller, sum(map(len, texts))
+        self._holdings.add(caller, characters)
+        try:
+            if characters <= _TURN_CHARACTERS:  # nearly always
+                return await self._encode(texts, truncate, options)
+            most = _TURN_CHARACTERS if caller in self._holdings.floods else _BATCH_CHARACTERS
+            return await self._encode_parts(_parts(texts, most), truncate, options)
+        finally:
+            self._holdings.remove(caller, characters)
+
+    async def _encode_parts(
+        self, parts: Sequence[Sequence[str]], truncate: Truncate, options: RequestOptions
+    ) -> list[Tokens]:
         found: list[Tokens] = []
-        for part in _parts(texts):
+        for part in parts:
             try:
-                found += await self._encode(part, truncate)
+                found += await self._encode(part, truncate, options)
             except MuxserveError as error:
-                if len(part) < len(texts):
+                if len(parts) > 1:
                     # It names the text within its part.
                     within = error.field.strip("inputs[]") if error.field else ""
                     error.field = f"inputs[{len(found) + int(within or 0)}]"
                 raise
         return found
 
-    async def _encode(self, texts: Sequence[str], truncate: Truncate) -> list[Tokens]:
+    async def _encode(
+        self, texts: Sequence[str], truncate: Truncate, options: RequestOptions
+    ) -> list[Tokens]:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[Tokens]] = loop.create_future()
-        self._asked.append(_Asked(texts, truncate, sum(map(len, texts)), answer))
+        asked = _Asked(texts, truncate, options.caller, sum(map(len, texts)), answer)
+        self._asked.add(asked, options.caller, asked.characters, options.weight)
         if not self._is_due and not self._runs:
             # After the callbacks that are due: requests that came together are one batch.
             self._is_due = True
@@ -78,11 +115,11 @@ class Tokenizing:
             return await answer
         finally:
             # An error's traceback holds this frame, which would hold the error: a cycle.
-            del answer
+            del answer, asked
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_due = False
-        asked, self._asked = _batch([one for one in self._asked if not one.answer.done()])
+        asked = self._take()
         if not asked:
             return
         requests = [(one.texts, one.truncate) for one in asked]
@@ -99,6 +136,25 @@ class Tokenizing:
             return
         self._runs = True
         running.add_done_callback(lambda done: self._finish(loop, asked, done))
+
+    def _take(self) -> list[_Asked]:
+        """What is tokenized now; who does not wait any more is left out."""
+        waiting: list[_Asked] = []
+        for one in list(self._asked.order(by_turns=self._holdings.contended)):
+            if one.answer.done():
+                self._asked.remove(one, one.caller)
+            else:
+                waiting.append(one)
+        floods = self._holdings.floods
+        batch = _turn(waiting, floods) if floods else _batch(waiting)
+        if batch and self._asked.shared:
+            costs: defaultdict[str, float] = defaultdict(float)
+            for one in batch:
+                costs[one.caller] += one.characters
+            self._asked.charge(costs)
+        for one in batch:
+            self._asked.remove(one, one.caller)
+        return batch
 
     def _start_later(self, loop: asyncio.AbstractEventLoop) -> None:
         """For what the batch had no room for."""
@@ -134,7 +190,8 @@ class Tokenizing:
 
     @staticmethod
     def _settle(asked: Sequence[_Asked], outcomes: Sequence[list[Tokens] | MuxserveError]) -> None:
-        for (*_, answer), outcome in zip(asked, outcomes, strict=True):
+        for one, outcome in zip(asked, outcomes, strict=True):
+            answer = one.answer
             if answer.done():
                 continue  # its request was cancelled or is late
             if isinstance(outcome, MuxserveError):
@@ -143,24 +200,24 @@ class Tokenizing:
                 answer.set_result(outcome)
 
 
-def _parts(texts: Sequence[str]) -> list[Sequence[str]]:
+def _parts(texts: Sequence[str], most: int) -> list[Sequence[str]]:
     """The texts of one request, in parts that fit a batch, as far as one text does."""
-    if sum(map(len, texts)) <= _BATCH_CHARACTERS:
+    if sum(map(len, texts)) <= most:
         return [texts]
     parts: list[Sequence[str]] = []
     start = characters = 0
     for index, text in enumerate(texts):
-        if index > start and characters + len(text) > _BATCH_CHARACTERS:
+        if index > start and characters + len(text) > most:
             parts.append(texts[start:index])
             start, characters = index, 0
         characters += len(text)
     return [*parts, texts[start:]]
 
 
-def _batch(waiting: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
-    """What is tokenized now, and what waits on: nobody waits for ever, and small ones not long."""
+def _batch(waiting: list[_Asked]) -> list[_Asked]:
+    """What is tokenized now of what waits: nobody waits for ever, and small ones not long."""
     if sum(one.characters for one in waiting) <= _BATCH_CHARACTERS:
-        return waiting, []
+        return waiting
     room = _BATCH_CHARACTERS - waiting[0].characters
     taken = {0}
     for index in sorted(range(1, len(waiting)), key=lambda index: waiting[index].characters):
@@ -168,10 +225,22 @@ def _batch(waiting: list[_Asked]) -> tuple[list[_Asked], list[_Asked]]:
         if room < 0:
             break
         taken.add(index)
-    return (
-        [one for index, one in enumerate(waiting) if index in taken],
-        [one for index, one in enumerate(waiting) if index not in taken],
-    )
+    return [one for index, one in enumerate(waiting) if index in taken]
+
+
+def _turn(waiting: Sequence[_Asked], floods: Collection[str]) -> list[_Asked]:
+    """The next turns, either of those who flood or of the others: those are soon done by
+    themselves."""
+    batch: list[_Asked] = []
+    room = _TURN_CHARACTERS
+    for one in waiting:
+        if (one.caller in floods) != (waiting[0].caller in floods):
+            continue
+        room -= one.characters
+        if batch and room < 0:
+            break
+        batch.append(one)
+    return batch
 
 
 def _is_small(requests: Sequence[_Request]) -> bool:

@@ -281,7 +281,7 @@ def test_nobody_waits_for_an_engine_that_died(family, gate, monkeypatch):
     hold(engine, gate)
     left = Request(engine.encoder.encode(["bad film"]))
     engine.submit(left)
-    monkeypatch.setattr("muxserve.engine.workers.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("muxserve.engine.workers.next_batch", lambda *_, **__: 1 / 0)
     gate.open.set()
     assert left.wait(30)
     assert isinstance(left.outcomes[0], NotReady)

@@ -172,7 +172,7 @@ def test_an_error_of_the_second_thread_ends_the_engine_for_everybody(family, mon
     recorder.open.clear()
     first = texts(engine, "good")
     assert recorder.entered.acquire(timeout=BOUND_S)
-    monkeypatch.setattr("muxserve.engine.workers.plan", lambda *_: 1 / 0)
+    monkeypatch.setattr("muxserve.engine.workers.next_batch", lambda *_, **__: 1 / 0)
     second = texts(engine, "bad", "bad film", "not good")
     assert second.wait(BOUND_S)
     assert all(isinstance(outcome, NotReady) for outcome in second.outcomes)

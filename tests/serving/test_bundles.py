@@ -14,12 +14,12 @@ from muxserve.errors import DeadlineExceeded, ForwardFailed, MuxserveError, NotR
 from muxserve.serving.bundles import (
     Bundle,
     BundleAnswer,
-    BundlingBackend,
     pack,
     pack_answer,
     unpack,
     unpack_answer,
 )
+from muxserve.serving.bundling import BundlingBackend
 from muxserve.serving.config import IngressConfig
 from muxserve.serving.replica import answer_bundle
 

@@ -11,7 +11,8 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from muxserve.errors import NotReady, Overloaded
-from muxserve.serving.bundles import Bundle, BundleAnswer, BundlingBackend
+from muxserve.serving.bundles import Bundle, BundleAnswer
+from muxserve.serving.bundling import BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import IngressConfig
 from muxserve.serving.metrics import exposition
