@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from muxserve.engine.memory import keep_few_shapes
 from muxserve.engine.packed import pack_layers
 from muxserve.errors import InvalidInput
 from muxserve.models.family import Family, member_logits
@@ -40,6 +41,7 @@ def load_to_serve(
         FamilyError: as ``Family.load``.
         InvalidInput: 8 bits are not to be had here.
     """
+    keep_few_shapes()
     with _without_a_pool():
         if runtime == "openvino":
             return Family.load(family, widths, dtype=DTYPES[dtype])
@@ -126,6 +128,7 @@ def make_executor(
     Raises:
         InvalidInput: the runtime is not installed.
     """
+    keep_few_shapes()
     if in_flight is None:
         device = next(iter(family.models.values())).device.type
         in_flight = default_in_flight(device, threads)
