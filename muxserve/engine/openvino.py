@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from muxserve.engine.memory import keep_few_shapes
+from muxserve.engine.memory import keep_few_shapes, rounded_length
 from muxserve.errors import InvalidInput
 from muxserve.models.family import member_logits
 
@@ -71,6 +71,7 @@ class OpenVinoExecutor:
         self.spreads = 1 < in_flight <= threads
         self._pad_id = pad_id
         self._padded_length = padded_length
+        self._max_length = max_length
         self._narrowest = min(models)
         self._requests = threading.local()
         self._compiled: dict[tuple[int, bool], Any] = {}
@@ -102,7 +103,7 @@ class OpenVinoExecutor:
 
     def run(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        length = self._padded_length or int(lengths.max())
+        length = self._padded_length or rounded_length(int(lengths.max()), self._max_length)
         filled = np.arange(length) < lengths[:, None]
         ids = np.full(filled.shape, self._pad_id, np.int64)
         ids[filled] = np.concatenate(rows)

@@ -5,53 +5,101 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
+import psutil
 import pytest
 
-from muxserve.engine.memory import PREPARED, Trimmer, keep_few_shapes
+from muxserve.engine.forward import load_to_serve, make_executor
+from muxserve.engine.memory import Trimmer, rounded_length
 
-#: Runs forwards of ever new shapes in a process of its own, since the bound is one of a process;
-#: prints the megabytes that it has allocated after each part.
-NEW_SHAPES = """
-    import ctypes, sys
+#: In a process of its own, since the bound is one of a process: one shape, many others, and the
+#: first one again, which oneDNN then says to prepare or not.
+FIRST_AGAIN = """
+    import sys
     import numpy as np
     from muxserve.engine.forward import load_to_serve, make_executor
 
-    FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-
-    class Allocated(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_size_t) for name in FIELDS.split()]
-
-    allocated = ctypes.CDLL(None).mallinfo2
-    allocated.restype = Allocated
-    folder, runtime, parts = sys.argv[1], sys.argv[2], [int(part) for part in sys.argv[3:]]
+    folder, runtime, others = sys.argv[1], sys.argv[2], int(sys.argv[3])
     family = load_to_serve(folder, "float32", [2], runtime=runtime)
     executor = make_executor(family, runtime, threads=1)
     executor.prepare()
-    shapes = ((groups, length) for groups in range(1, 40) for length in range(4, 33))
-    for part in parts:
-        for _, (groups, length) in zip(range(part), shapes):
-            executor.run(2, [np.full(length, 5, np.int64)] * (2 * groups))
-        print((allocated().uordblks + allocated().hblkhd) / 1e6)
+
+    def run(groups, length):
+        executor.run(2, [np.full(length, 5, np.int64)] * (2 * groups))
+
+    # Each with a number of tokens of its own: products do not care how those are laid out.
+    shapes = {groups * length: (groups, length) for groups in range(1, 9) for length in range(5, 33)}
+    shapes.pop(4 * 31, None)
+    run(4, 31)
+    run(4, 31)
+    for shape in list(shapes.values())[:others]:
+        run(*shape)
+    print("-- again", flush=True)
+    run(4, 31)
 """
 
 
-def allocated_mb(family, runtime, parts, **environment):
-    command = [sys.executable, "-c", textwrap.dedent(NEW_SHAPES), family, runtime]
+def prepared_again(family, runtime, others, **environment):
+    """Products that are prepared anew for a shape, after so many other shapes."""
     clean = {k: v for k, v in os.environ.items() if k != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
     done = subprocess.run(
-        [*command, *map(str, parts)],
-        env=clean | environment,
+        [sys.executable, "-c", textwrap.dedent(FIRST_AGAIN), str(family), runtime, str(others)],
+        env=clean | {"ONEDNN_VERBOSE": "2"} | environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    return [float(line) for line in done.stdout.split()]
+    before, _, again = done.stdout.partition("-- again")
+    assert "create:cache_miss" in before
+    return again.count("create:cache_miss")
+
+
+def test_torch_keeps_what_it_prepared_for_the_newest_shapes(tiny_family):
+    assert prepared_again(tiny_family, "torch", 10) == 0
+
+
+def test_torch_drops_what_it_prepared_for_old_shapes(tiny_family):
+    assert prepared_again(tiny_family, "torch", 95) > 0
+
+
+def test_openvino_drops_what_it_prepared_for_old_shapes(tiny_family):
+    # A smaller bound, to be quick: it is OpenVINO's own cache that has to follow it.
+    kept = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+    assert prepared_again(tiny_family, "openvino", 20, **kept) > 0
+
+
+@pytest.mark.parametrize("max_length", [32, 100, 128, 512])
+def test_there_are_few_lengths_and_each_is_padded_little(max_length):
+    rounded = {length: rounded_length(length, max_length) for length in range(1, max_length + 1)}
+    assert all(length <= to <= max_length for length, to in rounded.items())
+    assert all(to - length <= length / 16 for length, to in rounded.items())
+    assert len(set(rounded.values())) <= 32 + 16 * max(0, max_length // 32).bit_length()
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
-def test_new_shapes_stop_adding_to_memory(tiny_family, runtime):
-    parts = (60, 60)
-    first, last = allocated_mb(str(tiny_family), runtime, parts)
-    print(first, last)
-    assert last - first < 3
+def test_a_batch_is_padded_to_one_of_the_few_lengths(runtime):
+    family = load_to_serve("part-of-speech", "float32", [1], runtime=runtime)
+    executor = make_executor(family, runtime, threads=1)
+    executor.prepare()
+    rows = [np.full(length, 7, np.int64) for length in (65, 40)]
+    logits = executor.run(1, rows)
+    assert logits.shape[:2] == (2, 68)
+    alone = executor.run(1, rows[:1])
+    np.testing.assert_allclose(logits[0, :65], alone[0, :65], atol=1e-4)
+
+
+def test_freed_memory_goes_back_to_the_system_when_that_is_due():
+    process = psutil.Process()
+    trimmer = Trimmer(every_s=10.0)
+    if not trimmer.step(0.0):
+        pytest.skip("not glibc")
+    # Every second block is kept, so the allocator cannot shorten its heap.
+    blocks = [np.ones(32 * 1024, np.uint8) for _ in range(4000)]
+    kept = blocks[::2]
+    del blocks
+    before = process.memory_info().rss
+    assert not trimmer.step(9.0)
+    assert trimmer.step(10.0)
+    assert before - process.memory_info().rss > 30e6
+    assert len(kept) == 2000
