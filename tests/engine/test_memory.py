@@ -6,11 +6,12 @@ import sys
 import textwrap
 
 import numpy as np
+import openvino
 import psutil
 import pytest
 
 from muxserve.engine.forward import load_to_serve, make_executor
-from muxserve.engine.memory import Trimmer, rounded_length
+from muxserve.engine.memory import PREPARED, Trimmer, rounded_length
 
 #: In a process of its own, since the bound is one of a process: one shape, some others, and the
 #: first one again, which oneDNN then says to prepare or not; and that with more others.
@@ -44,13 +45,13 @@ FIRST_AGAIN = """
 """
 
 
-def prepared_again(family, runtime, *parts, **environment):
+def prepared_again(family, runtime, *parts):
     """Products that are prepared anew for a shape, after so many other shapes and so many more."""
     clean = {k: v for k, v in os.environ.items() if k != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FIRST_AGAIN), str(family), runtime]
         + [str(part) for part in parts],
-        env=clean | {"ONEDNN_VERBOSE": "2"} | environment,
+        env=clean | {"ONEDNN_VERBOSE": "2"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -62,15 +63,24 @@ def prepared_again(family, runtime, *parts, **environment):
 
 
 def test_torch_keeps_what_it_prepared_for_the_newest_shapes_only(tiny_family):
-    soon, late = prepared_again(tiny_family, "torch", 10, 95)
+    soon, late = prepared_again(tiny_family, "torch", 10, 60)
     assert soon == 0
     assert late > 0
 
 
-def test_openvino_drops_what_it_prepared_for_old_shapes(tiny_family):
-    # A smaller bound, to be quick: it is OpenVINO's own cache that has to follow it.
-    kept = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
-    assert prepared_again(tiny_family, "openvino", 20, **kept)[0] > 0
+def test_openvino_is_told_to_keep_as_few(tiny_family, monkeypatch):
+    told = []
+    compile_model = openvino.Core.compile_model
+
+    def compiled(core, graph, device, settings):
+        told.append(settings["CPU_RUNTIME_CACHE_CAPACITY"])
+        return compile_model(core, graph, device, settings)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    family = load_to_serve(tiny_family, "float32", [2], runtime="openvino")
+    make_executor(family, "openvino", threads=1)
+    assert told == [PREPARED]
 
 
 @pytest.mark.parametrize("max_length", [32, 100, 128, 512])
