@@ -68,7 +68,9 @@ def main() -> None:
     parser.add_argument("--family", default="sentiment")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--minutes", type=float, default=10.0, help="of each runtime")
-    parser.add_argument("--kept", type=int, help="prepared products; default: as the engine")
+    parser.add_argument(
+        "--kept", type=int, help="products that torch keeps prepared; default: as the engine"
+    )
     parser.add_argument("--out", type=Path, help=f"where the figures go, such as {OUT.name}")
     parser.add_argument("--child", choices=RUNTIMES, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -41,7 +41,8 @@ def load_to_serve(
         FamilyError: as ``Family.load``.
         InvalidInput: 8 bits are not to be had here.
     """
-    keep_few_shapes()
+    if runtime == "torch":
+        keep_few_shapes()
     with _without_a_pool():
         if runtime == "openvino":
             return Family.load(family, widths, dtype=DTYPES[dtype])
@@ -128,7 +129,6 @@ def make_executor(
     Raises:
         InvalidInput: the runtime is not installed.
     """
-    keep_few_shapes()
     if in_flight is None:
         device = next(iter(family.models.values())).device.type
         in_flight = default_in_flight(device, threads)

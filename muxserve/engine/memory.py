@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 #: Products that oneDNN keeps compiled, of about nine that a forward has: some 57 numbers of tokens.
 PREPARED = 512
-#: Read by oneDNN, that of torch and that in OpenVINO, when it first multiplies.
+#: Read by oneDNN when it first multiplies. Only for torch: OpenVINO with a cache of 32 products
+#: failed to compile a model ("could not execute a primitive"), so there its default of 1,024 stays.
 _VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 #: Lengths up to this are not rounded.
 _EXACT = 32
@@ -22,7 +23,7 @@ _TRIM_EVERY_S = 10.0
 
 
 def keep_few_shapes() -> int:
-    """Bound oneDNN's cache of this process, unless the user has; call before the first forward.
+    """Bound oneDNN's cache for torch, unless the user has; call before the first forward.
 
     Returns:
         How many products are kept: as the environment says.

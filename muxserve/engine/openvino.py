@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from muxserve.engine.memory import keep_few_shapes, rounded_length
+from muxserve.engine.memory import PREPARED, rounded_length
 from muxserve.errors import InvalidInput
 from muxserve.models.family import member_logits
 
@@ -65,7 +65,6 @@ class OpenVinoExecutor:
         Raises:
             InvalidInput: OpenVINO is not installed.
         """
-        kept = keep_few_shapes()
         core, convert = _openvino()
         self.in_flight = in_flight
         self.spreads = 1 < in_flight <= threads
@@ -91,7 +90,7 @@ class OpenVinoExecutor:
                         "NUM_STREAMS": 1 if alone else in_flight,
                         "INFERENCE_NUM_THREADS": threads,
                         # Prepared operations of each kind and stream; 5,000 by default.
-                        "CPU_RUNTIME_CACHE_CAPACITY": kept,
+                        "CPU_RUNTIME_CACHE_CAPACITY": PREPARED,
                         "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
                     },
                 )
