@@ -31,7 +31,7 @@ from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import EngineConfig, available_cores
 from muxserve.engine.engine import Engine
 from muxserve.engine.forward import Executor, load_to_serve, make_executor
-from muxserve.engine.memory import keep_few_shapes
+from muxserve.engine.memory import PREPARED, keep_few_shapes
 from muxserve.engine.request import RequestOptions
 
 OUT = Path(__file__).parent / "results" / "memory.json"
@@ -120,9 +120,9 @@ def slope(samples: Sequence[dict[str, float]], over: str) -> float:
 
 def serve(runtime: str, args: argparse.Namespace) -> None:
     """Load one engine for some minutes; a line of JSON for each sample."""
-    if args.kept is not None:
+    if args.kept is not None and runtime == "torch":
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(args.kept)
-    kept = keep_few_shapes()
+    kept = keep_few_shapes() if runtime == "torch" else PREPARED
     family = load_to_serve(args.family, runtime=runtime)
     executor = Counted(make_executor(family, runtime, threads=available_cores()))
     texts = generated_texts(family.tokenizer, 20_000, words=(5, 120))
