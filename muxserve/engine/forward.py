@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from muxserve.engine.memory import keep_few_shapes, rounded_length
 from muxserve.engine.packed import pack_layers
 from muxserve.errors import InvalidInput
 from muxserve.models.family import Family, member_logits
@@ -41,6 +42,8 @@ def load_to_serve(
         FamilyError: as ``Family.load``.
         InvalidInput: 8 bits are not to be had here.
     """
+    if runtime == "torch":
+        keep_few_shapes()
     with _without_a_pool():
         if runtime == "openvino":
             return Family.load(
@@ -95,7 +98,7 @@ class Executor(Protocol):
     def run(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
         """Logits float32 of rows of token ids, N=n to a group in order.
 
-        [rows, labels] of texts, or [rows, tokens of the longest, labels] of their tokens.
+        [rows, labels] of texts, or [rows, padded length, labels] of their tokens.
 
         Args:
             n: N.
@@ -149,6 +152,7 @@ def make_executor(
         family.models,
         pad_id=family.pad_id,
         padded_length=family.padded_length,
+        max_length=family.spec.max_length,
         threads=threads,
         in_flight=in_flight,
     )
@@ -170,6 +174,7 @@ class TorchExecutor:
         padded_length: int | None,
         threads: int,
         in_flight: int = 1,
+        max_length: int | None = None,
     ) -> None:
         """Args:
         models: the model of each N.
@@ -177,12 +182,15 @@ class TorchExecutor:
         padded_length: pad every batch to this length; None pads to its longest text.
         threads: CPU threads of all forwards together.
         in_flight: forwards that run at once.
+        max_length: tokens of the longest text. Where it is told, a CPU gets few lengths: see
+            ``memory``.
         """
         self.in_flight = in_flight
         self._models = models
         self._pad_id = pad_id
         self._padded_length = padded_length
         self._device = next(iter(models.values())).device
+        self._max_length = max_length if self._device.type == "cpu" else None
         self._threads = threads
         self._share = max(1, threads // in_flight)
         self.spreads = self._device.type == "cpu" and self._share < threads
@@ -222,6 +230,8 @@ class TorchExecutor:
         """Token ids and mask, [rows, length]; in page-locked memory where a GPU will fetch them."""
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         length = self._padded_length or int(lengths.max())
+        if self._padded_length is None and self._max_length is not None:
+            length = rounded_length(length, self._max_length)
         pinned = self._device.type == "cuda"
         ids = torch.full((len(rows), length), self._pad_id, pin_memory=pinned)
         mask = torch.zeros((len(rows), length), dtype=torch.int64, pin_memory=pinned)

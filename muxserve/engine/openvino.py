@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from muxserve.engine.memory import PREPARED, rounded_length
 from muxserve.extras import require
 from muxserve.models.family import member_logits
 
@@ -69,6 +70,7 @@ class OpenVinoExecutor:
         self.spreads = 1 < in_flight <= threads
         self._pad_id = pad_id
         self._padded_length = padded_length
+        self._max_length = max_length
         self._narrowest = min(models)
         self._requests = threading.local()
         self._compiled: dict[tuple[int, bool], Any] = {}
@@ -87,6 +89,8 @@ class OpenVinoExecutor:
                     {
                         "NUM_STREAMS": 1 if alone else in_flight,
                         "INFERENCE_NUM_THREADS": threads,
+                        # Prepared operations of each kind and stream; 5,000 by default.
+                        "CPU_RUNTIME_CACHE_CAPACITY": PREPARED,
                         "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
                     },
                 )
@@ -98,7 +102,7 @@ class OpenVinoExecutor:
 
     def run(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        length = self._padded_length or int(lengths.max())
+        length = self._padded_length or rounded_length(int(lengths.max()), self._max_length)
         filled = np.arange(length) < lengths[:, None]
         ids = np.full(filled.shape, self._pad_id, np.int64)
         ids[filled] = np.concatenate(rows)

@@ -16,6 +16,7 @@ import numpy as np
 from muxserve.engine.batching import next_batch
 from muxserve.engine.forward import Executor
 from muxserve.engine.line import Entry, Line
+from muxserve.engine.memory import Trimmer
 from muxserve.engine.policy import widest_drain_s, work_s
 from muxserve.engine.request import Prediction
 from muxserve.engine.slots import Plan, plan, sight, unplan
@@ -183,6 +184,7 @@ class Workers:
                     self._state.notify_all()
 
     def _serve(self, index: int) -> None:
+        trimmer = Trimmer()
         while True:
             if index:
                 # A forward that may spread over all cores is always the first thread's: every
@@ -197,6 +199,8 @@ class Workers:
                 with self._state:
                     self._running.pop(threading.get_ident(), None)
                 self._line.wake()
+                if index == 0:
+                    trimmer.step(time.monotonic())
             elif index == 0 or self._ended:
                 return
 
