@@ -19,6 +19,7 @@ from muxserve.errors import InvalidInput, MuxserveError
 from muxserve.serving.callers import of_grpc_peer
 from muxserve.serving.connections import ConnectionsConfig, grpc_connections_allowed
 from muxserve.serving.errors import Internal, NotFound
+from muxserve.serving.fates import Fates
 from muxserve.serving.oip import (
     MOST_TENSORS,
     VERSION,
@@ -71,7 +72,8 @@ class GrpcListener:
         options = _options(connections or ConnectionsConfig(), most)
         self._server = grpc.aio.server(options=options)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            _Servicer(Model(service), service.limits.max_texts_per_request), self._server
+            _Servicer(Model(service), service.limits.max_texts_per_request, service.fates),
+            self._server,
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -115,9 +117,10 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """What is not here answers UNIMPLEMENTED, as gRPC does by itself."""
 
-    def __init__(self, model: Model, most_texts: int) -> None:
+    def __init__(self, model: Model, most_texts: int, fates: Fates) -> None:
         self._model = model
         self._most_texts = most_texts
+        self._fates = fates
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
         return pb.ServerLiveResponse(live=True)
@@ -155,7 +158,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             )
             return _write(request, self._model.name, arrays)
 
-        return await _told(context, answer)
+        return await _told(context, self._fates.counted(answer))
 
 
 async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> Response:
