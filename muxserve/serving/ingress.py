@@ -146,9 +146,9 @@ class MuxIngress:
         return {} if self._local is None else self._local.demand()
 
     async def check_health(self) -> None:
-        """Raise where the forward thread of this process has ended; Ray then replaces it."""
-        if self._engine is not None and not self._engine.alive:
-            raise RuntimeError("the forward thread has ended")
+        """Raise where a forward thread of this process has ended or hangs; Ray replaces it."""
+        if self._engine is not None:
+            self._engine.check_health()
 
 
 def _owner() -> str:

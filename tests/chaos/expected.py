@@ -21,7 +21,7 @@ def labels() -> tuple[str, ...]:
 
 
 @functools.cache
-def known_labels(count: int = 200) -> tuple[tuple[str, str], ...]:
+def known_labels(count: int = 100) -> tuple[tuple[str, str], ...]:
     """``count`` texts of 5 to 120 words with their labels, both labels among them."""
     tokenizer = Family.load(FAMILY, widths=[]).tokenizer
     texts = generated_texts(tokenizer, 4 * count, words=WORDS, seed=17)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,19 +49,24 @@ class Scale:
     cases: int
 
 
-SHORT = Scale(seconds=2.0, rate=30.0, attackers_s=4.0, connections=20_000, cases=400)
-LONG = Scale(seconds=20.0, rate=60.0, attackers_s=30.0, connections=20_000, cases=50_000)
+SHORT = Scale(seconds=2.0, rate=12.0, attackers_s=4.0, connections=20_000, cases=400)
+LONG = Scale(seconds=20.0, rate=30.0, attackers_s=30.0, connections=20_000, cases=50_000)
 
 
 @dataclass
 class Server:
-    """A server that answers."""
+    """A server that answers.
+
+    Attributes:
+        port, grpc_port: where it listens.
+        process: the command's; None where this process holds the Ray.
+        folder: whose files make replicas fail.
+    """
 
     port: int
-    grpc_port: int
-    process: subprocess.Popen[bytes]
-    folder: Path
-    _before: dict[str, Any] = field(default_factory=dict)
+    grpc_port: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    folder: Path = ROOT
 
     def load(self, scale: Scale, **changes: Any) -> Load:
         """Clients of it."""
@@ -87,6 +92,7 @@ class Server:
         return sorted(one["pid"] for one in self.stats()["engines"])
 
     def processes(self) -> list[psutil.Process]:
+        assert self.process is not None
         try:
             root = psutil.Process(self.process.pid)
             return [root, *root.children(recursive=True)]

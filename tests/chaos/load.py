@@ -70,7 +70,7 @@ class Load:
     port: int
     grpc_port: int | None = None
     rate: float = 40.0
-    timeout_s: float = 10.0
+    timeout_s: float = 20.0
     num_instances: int | None = 1
     source: str = HOST
     sent: int = 0

@@ -15,7 +15,7 @@ from tests.chaos.harness import Scale, Server, running, settled, until_async
 #: How long a replica is stopped.
 STOPPED_S = 15.0
 #: Requests of the scenarios below are late after this.
-TIMEOUT_S = 5.0
+TIMEOUT_S = 8.0
 
 
 @contextlib.contextmanager
@@ -25,6 +25,7 @@ def two_replicas() -> Iterator[Server]:
         "replicas.num_replicas=2",
         "replicas.num_cpus=0.5",
         "replicas.health_check_period_s=2",
+        "engine.forward_timeout_s=8",
         f"limits.request_timeout_s={TIMEOUT_S:g}",
     ]
     with running(settings, module="tests.chaos.entry") as server:
