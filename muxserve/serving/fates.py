@@ -62,9 +62,7 @@ class Fates:
         finally:
             self._by_fate[fate] += 1
 
-    async def through(
-        self, endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def through(self, endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Call an ASGI endpoint as one request."""
         self._received += 1
         fate: Fate = "cancelled"

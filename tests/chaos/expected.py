@@ -44,7 +44,7 @@ def known_labels(count: int = 100) -> tuple[tuple[str, str], ...]:
 
 def tokens_of(word: str) -> list[int]:
     """Its token ids, without special tokens."""
-    ids: list[int] = Family.load(FAMILY, widths=[]).tokenizer.encode(
-        word, add_special_tokens=False
-    ).ids
+    ids: list[int] = (
+        Family.load(FAMILY, widths=[]).tokenizer.encode(word, add_special_tokens=False).ids
+    )
     return ids

@@ -70,7 +70,11 @@ class Server:
 
     def load(self, scale: Scale, **changes: Any) -> Load:
         """Clients of it."""
-        return Load(**{"port": self.port, "grpc_port": self.grpc_port, "rate": scale.rate} | changes)
+        return self.load_at(scale.rate, **changes)
+
+    def load_at(self, rate: float, **changes: Any) -> Load:
+        """Clients of it, of so many requests per second."""
+        return Load(self.port, self.grpc_port, rate, **changes)
 
     def get(self, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(HOST, self.port, timeout=10)

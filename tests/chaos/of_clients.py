@@ -83,8 +83,7 @@ async def clients_read_slowly(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def clients_send_slowly(server: Server, scale: Scale) -> dict[str, Any]:
-    """A byte of the head, or of the body, now and then: each ends by its deadline, with 408 or 504.
-    """
+    """A byte of the head, or of the body, now and then: each ends by its deadline, with 408 or 504."""
 
     async def slow(body: bool) -> str:
         reader, writer = await _connect(server)

@@ -7,9 +7,9 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from tests.chaos.clients import GrpcDoor, HttpPool, InferDoor, PredictDoor
 from tests.chaos.entry import POISON
 from tests.chaos.expected import labels, tokens_of
-from tests.chaos.clients import GrpcDoor, HttpPool, InferDoor, PredictDoor
 from tests.chaos.harness import Scale, Server, running, settled, until_async
 
 #: How long a replica is stopped.
@@ -139,7 +139,7 @@ async def poisoned_input(server: Server, scale: Scale) -> dict[str, Any]:
 async def gpu_out_of_memory(server: Server, scale: Scale) -> dict[str, Any]:
     """Forwards of more than two rows fail for want of memory: they go on in halves."""
     before = server.stats()
-    load = server.load(scale, timeout_s=TIMEOUT_S, rate=2 * scale.rate)
+    load = server.load_at(2 * scale.rate, timeout_s=TIMEOUT_S)
     (server.folder / "memory").write_text("2")
     try:
         await load.run(2 * scale.seconds)

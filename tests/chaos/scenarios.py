@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos import of_clients, of_clusters, of_replicas
+from tests.chaos import fuzz, of_clients, of_clusters, of_replicas
 from tests.chaos.harness import Scale, Server
 
 Run = Callable[[Server, Scale], Awaitable[dict[str, Any]]]
@@ -152,6 +152,27 @@ SCENARIOS = (
         "12 connections of one address with 512 texts each at N=1",
         "503 for these, right answers for the others",
         of_clients.flood,
+        of_clients.one_replica,
+    ),
+    Scenario(
+        "fuzz-openapi",
+        "requests that schemathesis makes from the OpenAPI document, right ones and wrong ones",
+        "documented codes only, no 500; right answers afterwards",
+        fuzz.openapi,
+        of_clients.one_replica,
+    ),
+    Scenario(
+        "fuzz-v2",
+        "bodies of `/v2/models/.../infer` that are nearly right",
+        "documented codes only, no 500; right answers afterwards",
+        fuzz.infer,
+        of_clients.one_replica,
+    ),
+    Scenario(
+        "fuzz-grpc",
+        "messages of `ModelInfer` that are nearly right",
+        "documented codes only, no 500; right answers afterwards",
+        fuzz.over_grpc,
         of_clients.one_replica,
     ),
 )
