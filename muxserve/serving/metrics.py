@@ -95,8 +95,8 @@ SERIES = (
     Series(
         "muxserve_request_fates_total",
         ("requests", "fates"),
-        "What became of them: answered, refused (4xx, 503), expired (504), cancelled by the client, "
-        "failed (500). The sum is what was received, less what is under way.",
+        "What became of them: answered, refused (4xx, 503), expired (504), cancelled by the "
+        "client, failed (500). The sum is what was received, less what is under way.",
         ("fate",),
     ),
     Series(

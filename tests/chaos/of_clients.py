@@ -83,7 +83,7 @@ async def clients_read_slowly(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def clients_send_slowly(server: Server, scale: Scale) -> dict[str, Any]:
-    """A byte of the head, or of the body, now and then: each ends by its deadline, with 408 or 504."""
+    """A byte of a head or a body per second: each ends by its deadline, with 408 or 504."""
 
     async def slow(body: bool) -> str:
         reader, writer = await _connect(server)
@@ -166,7 +166,7 @@ async def a_million_words(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def flood(server: Server, scale: Scale) -> dict[str, Any]:
-    """12 connections with 512 texts each and N=1 from one address: another's requests are served."""
+    """12 connections of 512 texts at N=1 from one address: another's requests are served."""
     quiet = await server.load(scale).run(scale.seconds)
     quiet.check()
     texts = [f"{text[:60]} {turn}" for turn, (text, _) in enumerate(known_labels() * 3)][:512]

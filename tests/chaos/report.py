@@ -49,7 +49,8 @@ def with_tables(page: str, found: Mapping[str, Any]) -> str:
 def scenarios(found: Mapping[str, Any]) -> str:
     """One row for each scenario."""
     rows = [
-        "| scenario | what happens | what the others get | requests | right | errors | p50, p99 ms | kept |",
+        "| scenario | what happens | what the others get | requests | right | errors | "
+        "p50, p99 ms | kept |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     results = found.get("scenarios", {})
@@ -78,8 +79,8 @@ def _figures(seen: Mapping[str, Any]) -> list[str]:
 def soaks(found: Mapping[str, Any]) -> str:
     """One row for each runtime."""
     rows = [
-        "| runtime | minutes | requests per s | right | errors | memory MB, first to last | descriptors | "
-        "threads | flat | Ray's own and all, MB |",
+        "| runtime | minutes | requests per s | right | errors | memory MB, first to last | "
+        "descriptors | threads | flat | Ray's own and all, MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for runtime, seen in found.get("soaks", {}).items():

@@ -71,7 +71,7 @@ async def soak(runtime: str, minutes: float, file: Path) -> dict[str, Any]:
 def _broken_promise(window: Load) -> str | None:
     """What went wrong, where the soak goes on all the same."""
     try:
-        # At 80% on a machine that others use too, a burst may find no room; nothing else may happen.
+        # On a machine that others use too, a burst may find no room; nothing else may happen.
         window.check(allowed=["overloaded", "deadline_exceeded"])
     except AssertionError as error:
         return str(error)

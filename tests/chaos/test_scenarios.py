@@ -1,4 +1,4 @@
-"""Every scenario, in short: what each breaks, no other client may notice beyond what is promised."""
+"""Every scenario, in short: others notice of what it breaks no more than is promised."""
 
 import asyncio
 from collections.abc import Iterator
