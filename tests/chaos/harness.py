@@ -26,7 +26,7 @@ from tests.chaos.expected import FAMILY
 from tests.chaos.load import Load, fates_of
 
 ROOT = Path(__file__).parents[2]
-START_S, BOUND_S, STOP_S = 120.0, 60.0, 40.0
+START_S, BOUND_S, STOP_S = 300.0, 120.0, 40.0
 Found = TypeVar("Found")
 
 

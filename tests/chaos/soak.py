@@ -29,6 +29,8 @@ WARM_S = 600.0
 #: minute to the last: so much of what was there first, or so much at all.
 GROWTH_SHARE = 0.05
 LEAST_GROWTH = {"rss": 30 * 2**20, "descriptors": 64, "threads": 4}
+#: In the names that Ray gives the processes of deployments: ingress and engine.
+_SERVING = "ServeReplica:"
 #: Samples of a minute.
 _A_MINUTE = 6
 SETTINGS = {
@@ -94,7 +96,7 @@ def _look(server: Server) -> dict[str, Any]:
                 each.append(
                     {
                         "pid": process.pid,
-                        "name": " ".join(process.cmdline())[:60],
+                        "name": " ".join(process.cmdline())[:120],
                         "rss": process.memory_info().rss,
                         "descriptors": process.num_fds(),
                         "threads": process.num_threads(),
@@ -102,7 +104,7 @@ def _look(server: Server) -> dict[str, Any]:
                 )
         except psutil.Error:
             continue  # it has just ended
-    serving = [one for one in each if one["name"].startswith("ray::ServeReplica")]
+    serving = [one for one in each if _SERVING in one["name"]]
     return {
         "serving": {**_sum(serving), "pids": [one["pid"] for one in serving]},
         "tree": _sum(each),

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.harness import SHORT, Server
 from tests.chaos.scenarios import SCENARIOS, Scenario
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 class Places:
