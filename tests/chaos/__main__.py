@@ -12,7 +12,7 @@ from typing import Any
 from tests.chaos import report
 from tests.chaos.harness import LONG, ROOT, SHORT, Scale
 from tests.chaos.scenarios import SCENARIOS, Scenario
-from tests.chaos.soak import SETTINGS, soak
+from tests.chaos.soak import SETTINGS, soak, verdict
 
 
 def main() -> int:
@@ -41,6 +41,11 @@ def main() -> int:
     soaks = [] if arguments.soaks == "none" else arguments.soaks.split(",")
     for together in [soaks] if arguments.together else [[one] for one in soaks]:
         failed += asyncio.run(_soak_all(together, arguments, results))
+    for file in arguments.judge:
+        one = verdict(file)
+        results.add("soaks", one["runtime"], {**one, "together": arguments.together})
+        _say(f"soak of {one['runtime']}: {'flat' if one['kept'] else 'NOT KEPT'} {one}")
+        failed += not one["kept"]
     results.write_docs()
     return min(failed, 100)
 
@@ -69,9 +74,10 @@ async def _soak_all(
     files = [folder / f"soak-{runtime}-{stamp}.jsonl" for runtime in runtimes]
     for runtime, file in zip(runtimes, files, strict=True):
         _say(f"soak of {runtime} for {arguments.minutes:g} minutes, samples in {file}")
+    ready = asyncio.Barrier(len(runtimes))
     found = await asyncio.gather(
         *(
-            soak(runtime, arguments.minutes, file)
+            soak(runtime, arguments.minutes, file, ready)
             for runtime, file in zip(runtimes, files, strict=True)
         ),
         return_exceptions=True,
@@ -109,6 +115,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--together", action="store_true", help="run the soaks at once")
     parser.add_argument("--minutes", type=float, default=60.0, help="of each soak")
     parser.add_argument("--cases", type=int, help="of fuzzing, over all protocols")
+    parser.add_argument(
+        "--judge", type=Path, nargs="*", default=[], help="samples of soaks that were ended early"
+    )
     parser.add_argument("--short", action="store_true", help="as make test-chaos has them")
     parser.add_argument("--out", type=Path, default=report.RESULTS)
     parser.add_argument("--samples", type=Path, default=ROOT / "build" / "soaks")

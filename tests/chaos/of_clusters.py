@@ -9,12 +9,14 @@ from typing import Any
 import ray
 from ray import serve
 from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
 
 from muxserve.bench.server import free_port
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from tests.chaos.expected import FAMILY
-from tests.chaos.harness import Scale, Server, settled, until_async
+from tests.chaos.harness import Scale, Server, settled, until, until_async
 from tests.ray_serve import ray_serve
 
 _TIMEOUT_S = 20.0
@@ -43,11 +45,36 @@ def _config(**changes: Any) -> ServeConfig:
     )
 
 
+def _deploy(args: dict[str, Any], **replicas: Any) -> None:
+    """What ``serve deploy`` and KubeRay do with a changed file, and return at once.
+
+    Args:
+        args: of the application; a change replaces every process.
+        replicas: options of the engines' deployment; a change is taken over by those that run.
+    """
+    settings = _config(**args).model_dump(mode="json", exclude_unset=True)
+    application = {
+        "name": "default",
+        "route_prefix": "/",
+        "import_path": "deployments.sentiment:app",
+        "args": settings,
+        "deployments": [{"name": "MuxReplica", **replicas}] if replicas else [],
+    }
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(ServeDeploySchema.model_validate({"applications": [application]}))
+
+
+def _runs() -> bool:
+    return serve.status().applications["default"].status == "RUNNING"
+
+
 @contextlib.contextmanager
 def updatable() -> Iterator[Server]:
     """Two ingresses and two replicas behind Ray Serve's proxy."""
     with ray_serve() as url:
-        serve.run(build_app(_config()))
+        _deploy({})
+        until(_runs, "the application runs", 300)
         yield Server(int(url.rpartition(":")[2]))
 
 
@@ -58,12 +85,13 @@ async def rolling_update(server: Server, scale: Scale) -> dict[str, Any]:
     async def update() -> None:
         await asyncio.sleep(scale.seconds)
         before = server.engines()
-        changed = build_app(_config(engine__latency_target_ms=60.0))
-        await asyncio.to_thread(serve.run, changed)
+        await asyncio.to_thread(_deploy, {"engine__latency_target_ms": 60.0})
         await until_async(
             lambda: len(server.engines()) == 2 and not set(server.engines()) & set(before),
             "both engines are new",
+            300,
         )
+        await until_async(_runs, "the update is through", 300)
         await asyncio.sleep(scale.seconds)
 
     await load.run(scale.seconds, update)
@@ -74,21 +102,20 @@ async def rolling_update(server: Server, scale: Scale) -> dict[str, Any]:
 
 async def update_in_place(server: Server, scale: Scale) -> dict[str, Any]:
     """Another number of replicas, and how often they are looked at: those that run stay."""
+    args: dict[str, Any] = {"engine__latency_target_ms": 70.0}
+    await asyncio.to_thread(_deploy, args)
+    await asyncio.sleep(1)
+    await until_async(_runs, "the settings from before", 300)
+    before = set(server.engines())
     load = server.load(scale, timeout_s=_TIMEOUT_S)
-    current = _config(engine__latency_target_ms=60.0)
-    await asyncio.to_thread(serve.run, build_app(current))
 
     async def update() -> None:
         await asyncio.sleep(scale.seconds)
-        before = set(server.engines())
-        replicas = current.replicas.model_copy(
-            update={"num_replicas": 3, "health_check_period_s": 5.0}
-        )
-        changed = build_app(current.model_copy(update={"replicas": replicas}))
-        await asyncio.to_thread(serve.run, changed)
-        await until_async(lambda: len(server.engines()) == 3, "three engines")
-        assert before <= set(server.engines()), "an engine was replaced"
-        await asyncio.to_thread(serve.run, build_app(current))
+        more = {"num_replicas": 3, "health_check_period_s": 5.0}
+        await asyncio.to_thread(_deploy, args, **more)
+        await until_async(lambda: len(server.engines()) == 3, "three engines", 300)
+        assert before < set(server.engines()), "an engine was replaced"
+        await asyncio.to_thread(_deploy, args, **{**more, "num_replicas": 2})
         await until_async(lambda: len(server.engines()) == 2, "two engines again")
         await asyncio.sleep(scale.seconds)
 

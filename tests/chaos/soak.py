@@ -1,13 +1,12 @@
 """An hour at 80% of capacity: what the processes hold must not grow.
 
-Every ten seconds a line of JSON, so that a run that is ended early still has what it saw:
-``python -m tests.chaos.soak FILE`` gives its verdict.
+Every ten seconds a line of JSON, so that a run that is ended early still has what it saw.
 """
 
 import asyncio
+import contextlib
 import json
 import statistics
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -39,14 +38,28 @@ SETTINGS = {
 }
 
 
-async def soak(runtime: str, minutes: float, file: Path) -> dict[str, Any]:
-    """Serve for so long, and judge what was sampled into ``file``."""
-    with running(SETTINGS[runtime]) as server, file.open("a", buffering=1) as lines:
+async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier) -> dict[str, Any]:
+    """Serve for so long, and judge what was sampled into ``file``.
+
+    Args:
+        runtime: a key of ``SETTINGS``.
+        minutes: how long, without the start and the measuring of capacity.
+        file: of samples; lines are added.
+        ready: of all soaks that run at once: each is measured while the others are.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            server = await asyncio.to_thread(stack.enter_context, running(SETTINGS[runtime]))
+        except BaseException:
+            await ready.abort()
+            raise
+        lines = stack.enter_context(file.open("a", buffering=1))
 
         def note(**what: Any) -> None:
             lines.write(json.dumps(what) + "\n")
 
         load = server.load_at(1.0, every_second_elastic=True)
+        await ready.wait()
         await load.capacity(10.0)
         capacity = await load.capacity(30.0)
         rate = SHARE * capacity
@@ -54,19 +67,19 @@ async def soak(runtime: str, minutes: float, file: Path) -> dict[str, Any]:
         began_s = time.monotonic()
         sampling = asyncio.create_task(_sample(server, began_s, note))
         try:
-            while time.monotonic() < began_s + 60 * minutes:
+            while (left_s := began_s + 60 * minutes - time.monotonic()) > 0:
                 window = server.load_at(rate, every_second_elastic=True)
-                await window.run(min(WINDOW_S, began_s + 60 * minutes - time.monotonic()))
-                failure = _broken_promise(window)
+                await window.run(min(WINDOW_S, left_s))
                 note(
                     kind="window",
                     at_s=round(time.monotonic() - began_s),
                     **window.figures(),
-                    failure=failure,
+                    failure=_broken_promise(window),
                 )
         finally:
             sampling.cancel()
-        settled(server)
+        await asyncio.to_thread(settled, server)
+        await asyncio.to_thread(stack.close)
     return verdict(file)
 
 
@@ -176,7 +189,3 @@ def _added(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
         for code, count in one.items():
             added[code] = added.get(code, 0) + count
     return added
-
-
-if __name__ == "__main__":
-    print(json.dumps(verdict(Path(sys.argv[1])), indent=1))  # noqa: T201
