@@ -19,7 +19,7 @@ from tests.chaos.expected import FAMILY
 from tests.chaos.harness import Scale, Server, settled, until, until_async
 from tests.ray_serve import ray_serve
 
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 30.0
 #: Not 127.0.0.1: Ray replaces that by the outer address, where these nodes do not listen.
 _LOOPBACK = "127.0.0.2"
 _NODE = {

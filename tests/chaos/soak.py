@@ -27,7 +27,7 @@ WARM_S = 600.0
 #: What may be grown by between then and the end, by the line through all samples and from the first
 #: minute to the last: so much of what was there first, or so much at all.
 GROWTH_SHARE = 0.05
-LEAST_GROWTH = {"rss": 30 * 2**20, "descriptors": 64, "threads": 4}
+LEAST_GROWTH = {"rss": 30 * 2**20, "descriptors": 128, "threads": 4}
 #: In the names that Ray gives the processes of deployments: ingress and engine.
 _SERVING = "ServeReplica:"
 #: Samples of a minute.
