@@ -39,7 +39,7 @@ serve: .venv/.installed  ## Serve the sentiment family on localhost:8000
 
 .PHONY: test
 test: .venv/.installed  ## Run the tests, but for those of a target of their own below
-	$(BIN)/pytest -m 'not triton and not cluster and not loadtest and not kubernetes and not monitoring' $(ARGS)
+	$(BIN)/pytest -m 'not triton and not chaos and not cluster and not loadtest and not kubernetes and not monitoring' $(ARGS)
 
 .PHONY: test-kubernetes
 test-kubernetes: .venv/.installed .cache/kubectl/.installed .cache/checkov/.installed  ## Check manifests and Dockerfiles without a cluster
@@ -56,6 +56,16 @@ test-cluster: .venv/.installed .cache/kubectl/.installed  ## Run the tests that 
 .PHONY: test-loadtest
 test-loadtest: .venv/.installed  ## Run the tests that run Locust for seconds at a time
 	$(BIN)/pytest -m loadtest $(ARGS)
+
+.PHONY: test-chaos
+test-chaos: .venv/.installed  ## Break a real server under load, in short (5 minutes)
+	$(BIN)/pytest -m chaos $(ARGS)
+
+# ARGS='--only flood,gone --soaks openvino'; docs/reliability.md says what there is.
+SOAK_MINUTES ?= 60
+.PHONY: chaos
+chaos: .venv/.installed  ## The same at length, 50,000 cases of fuzzing, and soaks of SOAK_MINUTES
+	$(BIN)/python -m tests.chaos --minutes $(SOAK_MINUTES) $(ARGS)
 
 .PHONY: test-triton
 test-triton: .venv/.installed .cache/triton-server/.installed  ## Run the tests that start a Triton server

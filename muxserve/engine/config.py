@@ -67,6 +67,13 @@ class EngineConfig(BaseModel):
         description="Forwards that run at once; by default 2, and 1 on a CPU with a single thread. "
         "On a CPU each has its part of the threads, and a lone one has all.",
     )
+    forward_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="A forward that takes longer hangs: the health check fails, and Ray replaces "
+        "the replica.",
+    )
     warm_up_s: float = Field(
         5.0, gt=0, description="Seconds after which measuring forward times at start gives way."
     )

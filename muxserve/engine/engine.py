@@ -209,6 +209,20 @@ class Engine:
         """Whether every forward thread runs; once false, requests are refused."""
         return self._workers.alive
 
+    def check_health(self) -> None:
+        """Raise RuntimeError where it will not answer by itself any more.
+
+        Raises:
+            RuntimeError: a forward thread has ended, or hangs.
+        """
+        if not self.alive:
+            raise RuntimeError("the forward thread has ended")
+        most_s = self.config.forward_timeout_s
+        if (seconds := self._workers.longest_forward_s()) > most_s:
+            raise RuntimeError(
+                f"a forward has run for {seconds:.0f} s, over engine.forward_timeout_s {most_s:g}"
+            )
+
     def close(self) -> None:
         """Refuse new requests, serve what waits, and end the forward threads."""
         self._line.close()

@@ -83,6 +83,8 @@ class Workers:
         # By thread: what ``_next`` and the counters take to run, until its last forward has ended;
         # and the texts that a thread took out of the line, until all of them are settled.
         self._running: dict[int, Step] = {}
+        # When the forward of each thread began that runs now, on the monotonic clock.
+        self._began_s: dict[int, float] = {}
         self._taken: dict[int, Sequence[Entry]] = {}
         self._ended = False
         self._failure: BaseException | None = None
@@ -116,6 +118,10 @@ class Workers:
     def alive(self) -> bool:
         """Whether every forward thread runs."""
         return all(thread.is_alive() for thread in self._threads)
+
+    def longest_forward_s(self) -> float:
+        """Seconds that the oldest forward has run that runs now; 0 without one."""
+        return time.monotonic() - min(tuple(self._began_s.values()), default=time.monotonic())
 
     def join(self) -> None:
         """Wait for the threads, which end once the line is closed and empty."""
@@ -312,7 +318,11 @@ class Workers:
             entry.settle(Prediction(own, batch.num_instances))
 
     def _forward(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
-        logits = self._executor.run(n, rows, alone=alone)
+        self._began_s[threading.get_ident()] = time.monotonic()
+        try:
+            logits = self._executor.run(n, rows, alone=alone)
+        finally:
+            del self._began_s[threading.get_ident()]
         if not np.isfinite(logits).all():
             raise FloatingPointError("the forward gave a score that is not a finite number")
         return logits

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muxserve import __version__
 from muxserve.engine.tokens import Truncate
@@ -86,9 +86,9 @@ class _HttpApp(FastAPI):
         # A path with a slash too many is unknown, not elsewhere.
         self.router.redirect_slashes = False
         hugging_face = self._tag if service.spec.of_tokens else self._classify
-        self._answering: dict[str, _JsonEndpoint] = {}
+        self._answering: dict[str, ASGIApp] = {}
         for path, answer in (("/predict", self._predict), ("/", hugging_face)):
-            endpoint = _JsonEndpoint(answer, service)
+            endpoint = service.fates.counted_app(_JsonEndpoint(answer, service))
             self.router.routes.append(Route(path, endpoint, methods=["POST"], name=path))
             self._answering[path] = endpoint
         for path, get in (

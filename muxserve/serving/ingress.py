@@ -143,26 +143,27 @@ class MuxIngress:
         Raises:
             MuxserveError: as ``POST /predict`` answers, with the same codes.
         """
-        checked = check_texts(texts, self._service.limits.max_texts_per_request)
-        answered = await self._service.classify(
-            [checked] if isinstance(checked, str) else checked,
-            truncate=truncate,
-            max_num_instances=max_num_instances,
-            isolation_key=isolation_key,
-            timeout_s=timeout_s,
-        )
-        function: ScoreFunction | None = "none" if raw_scores else None
-        answers = entries(answered, self._service.spec, function)
-        return answers[0] if isinstance(checked, str) else answers
+        with self._service.fates.call():
+            checked = check_texts(texts, self._service.limits.max_texts_per_request)
+            answered = await self._service.classify(
+                [checked] if isinstance(checked, str) else checked,
+                truncate=truncate,
+                max_num_instances=max_num_instances,
+                isolation_key=isolation_key,
+                timeout_s=timeout_s,
+            )
+            function: ScoreFunction | None = "none" if raw_scores else None
+            answers = entries(answered, self._service.spec, function)
+            return answers[0] if isinstance(checked, str) else answers
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What came since the last call, where the engine is here; Ray's policy asks for it."""
         return {} if self._local is None else self._local.demand()
 
     async def check_health(self) -> None:
-        """Raise where the forward thread of this process has ended; Ray then replaces it."""
-        if self._engine is not None and not self._engine.alive:
-            raise RuntimeError("the forward thread has ended")
+        """Raise where a forward thread of this process has ended or hangs; Ray replaces it."""
+        if self._engine is not None:
+            self._engine.check_health()
 
 
 def _owner() -> str:

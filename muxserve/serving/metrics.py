@@ -88,6 +88,18 @@ SERIES = (
     ),
     Series("muxserve_requests_total", ("stages", "requests"), "Requests answered."),
     Series(
+        "muxserve_received_requests_total",
+        ("requests", "received"),
+        "Requests for texts that came to the ingress, over every protocol.",
+    ),
+    Series(
+        "muxserve_request_fates_total",
+        ("requests", "fates"),
+        "What became of them: answered, refused (4xx, 503), expired (504), cancelled by the "
+        "client, failed (500). The sum is what was received, less what is under way.",
+        ("fate",),
+    ),
+    Series(
         "muxserve_answered_texts_total",
         ("stages", "texts"),
         "Texts of the requests answered, whatever runs the forwards.",

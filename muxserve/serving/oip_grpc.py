@@ -163,7 +163,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             )
             return _write(request, self._model.name, arrays)
 
-        return await _told(context, answer)
+        return await _told(context, self._service.fates.counted(answer))
 
 
 _METHODS = {name for name in vars(_Servicer) if not name.startswith("_")}

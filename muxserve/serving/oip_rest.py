@@ -117,7 +117,7 @@ def routes(service: TextService) -> list[Route]:
     told["/v2"] = server
     told["/v2/health/live"] = live
     told["/v2/health/ready"] = ready
-    infer = _Infer(model, service)
+    infer = service.fates.counted_app(_Infer(model, service))
     found = []
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         told[base] = metadata

@@ -13,7 +13,13 @@ from fastapi.responses import PlainTextResponse
 
 from muxserve import __version__
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TextTooLong
-from muxserve.serving.errors import Internal, MalformedJson, Unauthenticated
+from muxserve.serving.errors import (
+    Internal,
+    MalformedJson,
+    NotFound,
+    Unauthenticated,
+    UnsupportedEncoding,
+)
 from muxserve.serving.oip_rest import InferBody
 from muxserve.serving.schemas import (
     ClassificationRequest,
@@ -21,6 +27,7 @@ from muxserve.serving.schemas import (
     ErrorBody,
     Health,
     LabelEntry,
+    OipErrorBody,
     PredictRequest,
     TokenClassificationRequest,
     WordEntry,
@@ -34,12 +41,16 @@ Every error has the body `{"error": code, "message": ..., "field": ...}`; codes 
 """
 
 _TEXT_ERRORS: dict[int | str, dict[str, Any]] = {
-    MalformedJson.status: {"model": ErrorBody, "description": "`malformed_json`"},
+    MalformedJson.status: {
+        "model": ErrorBody,
+        "description": "`malformed_json`, `malformed_encoding`",
+    },
     TextTooLong.status: {
         "model": ErrorBody,
         "description": "`text_too_long` (with truncate false, or over the limit of characters), "
         "`too_many_texts`, `body_too_large`",
     },
+    UnsupportedEncoding.status: {"model": ErrorBody, "description": "`unsupported_encoding`"},
     InvalidInput.status: {"model": ErrorBody, "description": "`invalid_input`: names the field"},
     Internal.status: {"model": ErrorBody, "description": "`forward_failed`, `internal`"},
     Overloaded.status: {
@@ -48,6 +59,19 @@ _TEXT_ERRORS: dict[int | str, dict[str, Any]] = {
         "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
     },
     DeadlineExceeded.status: {"model": ErrorBody, "description": "`deadline_exceeded`"},
+}
+_UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {
+    NotFound.status: {
+        "model": OipErrorBody,
+        "description": "`not_found`: another model, or another version",
+    }
+}
+_OIP_NOT_READY: dict[int | str, dict[str, Any]] = {
+    NotReady.status: {"model": OipErrorBody, "description": "`not_ready`"}
+}
+_OIP_ERRORS: dict[int | str, dict[str, Any]] = {
+    **{status: {**error, "model": OipErrorBody} for status, error in _TEXT_ERRORS.items()},
+    **_UNKNOWN_MODEL,
 }
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
@@ -131,28 +155,30 @@ def server_live() -> dict[str, bool]:
     raise NotImplementedError
 
 
-@_described.get("/v2/health/ready")
+@_described.get("/v2/health/ready", responses=_OIP_NOT_READY)
 def server_ready() -> dict[str, bool]:
     """Open Inference Protocol: an engine has warmed up and answers."""
     raise NotImplementedError
 
 
-@_described.get("/v2/models/{name}")
-@_described.get("/v2/models/{name}/versions/{version}")
+@_described.get("/v2/models/{name}", responses=_UNKNOWN_MODEL)
+@_described.get("/v2/models/{name}/versions/{version}", responses=_UNKNOWN_MODEL)
 def model_metadata(name: str, version: str = "1") -> dict[str, Any]:
     """Open Inference Protocol: inputs and outputs of the family's model."""
     raise NotImplementedError
 
 
-@_described.get("/v2/models/{name}/ready")
-@_described.get("/v2/models/{name}/versions/{version}/ready")
+@_described.get("/v2/models/{name}/ready", responses={**_UNKNOWN_MODEL, **_OIP_NOT_READY})
+@_described.get(
+    "/v2/models/{name}/versions/{version}/ready", responses={**_UNKNOWN_MODEL, **_OIP_NOT_READY}
+)
 def model_ready(name: str, version: str = "1") -> dict[str, Any]:
     """Open Inference Protocol: the model would answer now."""
     raise NotImplementedError
 
 
-@_described.post("/v2/models/{name}/infer")
-@_described.post("/v2/models/{name}/versions/{version}/infer")
+@_described.post("/v2/models/{name}/infer", responses=_OIP_ERRORS)
+@_described.post("/v2/models/{name}/versions/{version}/infer", responses=_OIP_ERRORS)
 def model_infer(name: str, body: InferBody, version: str = "1") -> dict[str, Any]:
     """Open Inference Protocol: texts in, arrays out; with Triton's binary data extension too."""
     raise NotImplementedError

@@ -134,6 +134,5 @@ class MuxReplica:
         return self._demand.measure(self._engine.stats(), time.monotonic())
 
     async def check_health(self) -> None:
-        """Raise where the forward thread has ended; Ray then replaces the replica."""
-        if not self._engine.alive:
-            raise RuntimeError("the forward thread has ended")
+        """Raise where a forward thread has ended or hangs; Ray then replaces the replica."""
+        self._engine.check_health()

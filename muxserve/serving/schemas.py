@@ -226,6 +226,13 @@ class ErrorBody(BaseModel):
     field: str | None = Field(None, description="The field at fault, such as inputs[3].")
 
 
+class OipErrorBody(BaseModel):
+    """Body of every error below ``/v2``."""
+
+    error: str = Field(description="What is wrong, and what to do.")
+    code: str = Field(description="A stable code, for programs.")
+
+
 Body = TypeVar("Body", bound=BaseModel)
 
 

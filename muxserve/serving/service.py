@@ -23,6 +23,7 @@ from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
 from muxserve.serving.callers import HANDLES, Caller
 from muxserve.serving.config import LimitsConfig
+from muxserve.serving.fates import Fates
 from muxserve.serving.timers import Timers
 from muxserve.serving.tokenizing import Tokenizing
 
@@ -104,6 +105,7 @@ class TextService:
         self.backend = backend
         self.limits = limits
         self.stages = Stages()
+        self.fates = Fates()
         self.latency = Latency()
         self.timers = Timers()
         self._room = Room(most_texts, BULK_TEXTS)
@@ -249,6 +251,7 @@ class TextService:
                 "expired": self._expired,
                 "missing_engines": self._missing_engines,
             },
+            "requests": self.fates.stats(),
             "stages": asdict(self.stages),
             "latency": {"within": self.latency.within()},
         }

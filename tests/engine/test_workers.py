@@ -456,3 +456,23 @@ def test_a_share_of_the_threads_and_all_of_them_compute_the_same(family):
     share, every, threads_after = results
     assert share == pytest.approx(every, abs=1e-6)
     assert threads_after == 1, "back to its share"
+
+
+def test_a_forward_that_does_not_end_is_ill_health(family):
+    """The replica still answers its health checks from its event loop; nobody else would notice."""
+    executor = Recorder(family)
+    config = EngineConfig(warm_up_s=0.01, forward_timeout_s=0.3)
+    with Engine(family, config, executor=executor) as engine:
+        engine.check_health()
+        executor.open.clear()
+        executor.entered = threading.Semaphore(0)  # those of the warm-up are of no interest
+        request = Request(engine.encoder.encode(["good film"]), RequestOptions(), lambda _: None)
+        engine.submit(request)
+        assert executor.entered.acquire(timeout=BOUND_S)
+        time.sleep(0.35)
+        with pytest.raises(RuntimeError, match=r"over engine\.forward_timeout_s 0\.3"):
+            engine.check_health()
+        assert engine.alive
+        executor.open.set()
+        request.wait()
+        engine.check_health()

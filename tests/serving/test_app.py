@@ -90,12 +90,18 @@ def test_inference_client(base):
 @pytest.mark.parametrize("name", ARRANGEMENTS.values())
 def test_handle(url, name):
     handle = serve.get_app_handle(name)
+    base = url if name == "default" else f"{url}/{name}"
+    before = stats(base)["requests"]
     first, second = handle.classify.remote(["a good film", "bad"]).result()
     assert first[0]["score"] >= first[1]["score"]
     assert {entry["label"] for entry in second} == {"negative", "positive"}
     assert handle.classify.remote("a good film").result()[0]["num_instances"] in (1, 2, 5)
     with pytest.raises(InvalidInput, match="empty"):
         handle.classify.remote(["good", ""]).result()
+    after = stats(base)["requests"]
+    assert after["received"] - before["received"] == 3
+    assert after["fates"]["answered"] - before["fates"]["answered"] == 2
+    assert after["fates"]["refused"] - before["fates"]["refused"] == 1
 
 
 def test_docs_are_served_below_a_route_prefix(base):

@@ -114,6 +114,28 @@ def texts_of(asker: Asker, texts: list[str]) -> Any:
     return array
 
 
+def test_every_request_has_one_fate_over_every_protocol(server, asker):
+    def requests() -> dict[str, Any]:
+        found = httpx.get(f"http://{server.http}/stats", timeout=BOUND_S).json()["requests"]
+        assert found["received"] == sum(found["fates"].values())
+        return found
+
+    before = requests()
+    asker.texts(server.name, TEXTS, ("scores",))
+    with pytest.raises(InferenceServerException):
+        asker.texts("another", TEXTS, ("scores",))
+    text = {"inputs": "a good film"}
+    for body in (text, {}, {**text, "timeout_ms": 1e-9}):
+        httpx.post(f"http://{server.http}/predict", json=body, timeout=BOUND_S)
+    after = requests()
+    grown = {fate: count - before["fates"][fate] for fate, count in after["fates"].items()}
+    assert grown == {"answered": 2, "refused": 2, "expired": 1, "cancelled": 0, "failed": 0}
+    metrics = httpx.get(f"http://{server.http}/metrics", timeout=BOUND_S).text
+    assert f"muxserve_received_requests_total {float(after['received'])}" in metrics
+    answered = float(after["fates"]["answered"])
+    assert f'muxserve_request_fates_total{{fate="answered"}} {answered}' in metrics
+
+
 def test_the_name_of_the_text_front_in_triton_is_understood_with_its_classes(server, asker):
     outputs = ("scores", "num_instances", "truncated")
     got = asker.texts(f"{server.name}_text", TEXTS, outputs, max_num_instances=1)

@@ -1,0 +1,177 @@
+"""Replicas and the ingress that die, stop, hang or run out of memory, under load."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from tests.chaos.clients import GrpcDoor, HttpPool, InferDoor, PredictDoor
+from tests.chaos.entry import POISON
+from tests.chaos.expected import labels, tokens_of
+from tests.chaos.harness import Scale, Server, running, settled, until_async
+
+#: How long a replica is stopped.
+STOPPED_S = 15.0
+#: Requests of the scenarios below are late after this.
+TIMEOUT_S = 8.0
+
+
+@contextlib.contextmanager
+def two_replicas() -> Iterator[Server]:
+    """One ingress before two replicas that can be made to fail."""
+    settings = [
+        "replicas.num_replicas=2",
+        "replicas.num_cpus=0.5",
+        "replicas.health_check_period_s=2",
+        "engine.forward_timeout_s=8",
+        f"limits.request_timeout_s={TIMEOUT_S:g}",
+    ]
+    with running(settings, module="tests.chaos.entry") as server:
+        yield server
+
+
+async def replica_killed(server: Server, scale: Scale) -> dict[str, Any]:
+    before = server.stats()
+    load = server.load(scale, timeout_s=TIMEOUT_S)
+
+    async def kill() -> None:
+        await asyncio.sleep(scale.seconds)
+        victim = server.engines()[0]
+        os.kill(victim, signal.SIGKILL)
+        await until_async(lambda: _replaced(server, victim), "another replica took its place")
+        await asyncio.sleep(scale.seconds)
+
+    await load.run(scale.seconds, kill)
+    # A bundle whose replica died is sent once more, to the other one.
+    load.check(allowed=["overloaded", "not_ready"])
+    settled(server, before, load)
+    return load.figures()
+
+
+async def replica_stopped(server: Server, scale: Scale) -> dict[str, Any]:
+    before = server.stats()
+    load = server.load(scale, timeout_s=TIMEOUT_S)
+
+    async def stop() -> None:
+        await asyncio.sleep(scale.seconds)
+        victim = server.engines()[0]
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(STOPPED_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGCONT)
+        # Ray may have replaced it, or it goes on.
+        await until_async(lambda: len(server.engines()) == 2, "two replicas answer again")
+        await asyncio.sleep(scale.seconds)
+
+    await load.run(scale.seconds, stop)
+    load.check(allowed=["overloaded", "not_ready", "deadline_exceeded"])
+    settled(server, before, load)
+    return load.figures()
+
+
+async def forward_hangs(server: Server, scale: Scale) -> dict[str, Any]:
+    before = server.stats()
+    load = server.load(scale, timeout_s=TIMEOUT_S)
+
+    async def hang() -> None:
+        await asyncio.sleep(scale.seconds)
+        victim = server.engines()[0]
+        file = server.folder / f"hang-{victim}"
+        file.touch()
+        # It answers its health checks all the while; that its forward does not end is noticed.
+        await until_async(lambda: _replaced(server, victim), "another replica took its place")
+        await asyncio.sleep(scale.seconds)
+
+    await load.run(scale.seconds, hang)
+    load.check(allowed=["overloaded", "not_ready", "deadline_exceeded"])
+    settled(server, before, load)
+    return load.figures()
+
+
+async def ingress_killed(server: Server, scale: Scale) -> dict[str, Any]:
+    load = server.load(scale, timeout_s=TIMEOUT_S)
+
+    async def kill() -> None:
+        await asyncio.sleep(scale.seconds)
+        victim = server.ingress()
+        os.kill(victim, signal.SIGKILL)
+        await until_async(lambda: server.answers() and server.ingress() != victim, "another one")
+        await asyncio.sleep(scale.seconds)
+
+    await load.run(scale.seconds, kill)
+    load.check(allowed=["overloaded", "not_ready"], connections_may_end=True)
+    settled(server)
+    return load.figures()
+
+
+async def poisoned_input(server: Server, scale: Scale) -> dict[str, Any]:
+    """Texts that no forward survives come among the others, over every door."""
+    before = server.stats()
+    (server.folder / "poison").write_text(" ".join(map(str, tokens_of(POISON))))
+    load = server.load(scale, timeout_s=TIMEOUT_S)
+
+    async def poison() -> None:
+        pool, over_grpc = HttpPool(server.port), GrpcDoor(server.grpc_port, labels())
+        doors = [PredictDoor(pool), InferDoor(pool, labels()), over_grpc]
+        for turn in range(9):
+            reply = await doors[turn % 3].ask(f"a {POISON} film", TIMEOUT_S, 1)
+            assert reply.code in ("forward_failed", "INTERNAL"), reply
+            await asyncio.sleep(scale.seconds / 9)
+        pool.close()
+        await over_grpc.close()
+
+    try:
+        await load.run(2 * scale.seconds, poison)
+    finally:
+        (server.folder / "poison").unlink()
+    # Nobody's text fails but its own.
+    load.check()
+    failed = server.stats()["requests"]["fates"]["failed"] - before["requests"]["fates"]["failed"]
+    assert failed == 9, failed
+    settled(server)
+    return {**load.figures(), "poisoned": 9}
+
+
+async def gpu_out_of_memory(server: Server, scale: Scale) -> dict[str, Any]:
+    """Forwards of more than two rows fail for want of memory: they go on in halves."""
+    before = server.stats()
+    load = server.load_at(2 * scale.rate, timeout_s=TIMEOUT_S)
+    (server.folder / "memory").write_text("2")
+    try:
+        await load.run(2 * scale.seconds)
+    finally:
+        (server.folder / "memory").unlink()
+    load.check()
+    settled(server, before, load)
+    return load.figures()
+
+
+async def gpu_broken(server: Server, scale: Scale) -> dict[str, Any]:
+    """Every forward fails, as after an error that a process cannot get over: it is replaced."""
+    before = server.stats()
+    load = server.load(scale, timeout_s=TIMEOUT_S)
+
+    async def fail() -> None:
+        await asyncio.sleep(scale.seconds)
+        replicas = server.engines()
+        (server.folder / "memory").write_text("0")
+        try:
+            await until_async(lambda: not set(server.engines()) & set(replicas), "both have gone")
+        finally:
+            (server.folder / "memory").unlink()
+        await until_async(lambda: len(server.engines()) == 2, "two new replicas answer")
+        await asyncio.sleep(scale.seconds)
+
+    await load.run(scale.seconds, fail)
+    load.check(allowed=["overloaded", "not_ready", "deadline_exceeded"])
+    settled(server, before, load)
+    return load.figures()
+
+
+def _replaced(server: Server, victim: int) -> bool:
+    found = server.engines()
+    return len(found) == 2 and victim not in found

@@ -1,0 +1,191 @@
+"""An hour at 80% of capacity: what the processes hold must not grow.
+
+Every ten seconds a line of JSON, so that a run that is ended early still has what it saw.
+"""
+
+import asyncio
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.chaos.harness import Server, running, settled
+from tests.chaos.load import Load
+
+SAMPLE_EVERY_S = 10.0
+#: Clients are counted and checked anew so often.
+WINDOW_S = 60.0
+#: Of the measured capacity.
+SHARE = 0.8
+#: Growth before this is warming up: pools, arenas, shapes that are compiled.
+WARM_S = 600.0
+#: What may be grown by between then and the end, by the line through all samples and from the first
+#: minute to the last: so much of what was there first, or so much at all.
+GROWTH_SHARE = 0.05
+LEAST_GROWTH = {"rss": 30 * 2**20, "descriptors": 128, "threads": 4}
+#: In the names that Ray gives the processes of deployments: ingress and engine.
+_SERVING = "ServeReplica:"
+#: Samples of a minute.
+_A_MINUTE = 6
+SETTINGS = {
+    "torch": ["engine.runtime=torch"],
+    "openvino": ["engine.runtime=openvino"],
+}
+
+
+async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier) -> dict[str, Any]:
+    """Serve for so long, and judge what was sampled into ``file``.
+
+    Args:
+        runtime: a key of ``SETTINGS``.
+        minutes: how long, without the start and the measuring of capacity.
+        file: of samples; lines are added.
+        ready: of all soaks that run at once: each is measured while the others are.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            server = await asyncio.to_thread(stack.enter_context, running(SETTINGS[runtime]))
+        except BaseException:
+            await ready.abort()
+            raise
+        lines = stack.enter_context(file.open("a", buffering=1))
+
+        def note(**what: Any) -> None:
+            lines.write(json.dumps(what) + "\n")
+
+        load = server.load_at(1.0, every_second_elastic=True)
+        await ready.wait()
+        await load.capacity(10.0)
+        capacity = await load.capacity(30.0)
+        rate = SHARE * capacity
+        note(kind="start", runtime=runtime, capacity=capacity, rate=rate, at=time.time())
+        began_s = time.monotonic()
+        sampling = asyncio.create_task(_sample(server, began_s, note))
+        try:
+            while (left_s := began_s + 60 * minutes - time.monotonic()) > 0:
+                window = server.load_at(rate, every_second_elastic=True)
+                await window.run(min(WINDOW_S, left_s))
+                note(
+                    kind="window",
+                    at_s=round(time.monotonic() - began_s),
+                    **window.figures(),
+                    failure=_broken_promise(window),
+                )
+        finally:
+            sampling.cancel()
+        await asyncio.to_thread(settled, server)
+        await asyncio.to_thread(stack.close)
+    return verdict(file)
+
+
+def _broken_promise(window: Load) -> str | None:
+    """What went wrong, where the soak goes on all the same."""
+    try:
+        # On a machine that others use too, a burst may find no room; nothing else may happen.
+        window.check(allowed=["overloaded", "deadline_exceeded"])
+    except AssertionError as error:
+        return str(error)
+    return None
+
+
+async def _sample(server: Server, began_s: float, note: Any) -> None:
+    while True:
+        sample = await asyncio.to_thread(_look, server)
+        note(kind="sample", at_s=round(time.monotonic() - began_s, 1), **sample)
+        await asyncio.sleep(SAMPLE_EVERY_S)
+
+
+def _look(server: Server) -> dict[str, Any]:
+    """What each process of the server holds now, by its name; and the sums."""
+    each = []
+    for process in server.processes():
+        try:
+            with process.oneshot():
+                each.append(
+                    {
+                        "pid": process.pid,
+                        "name": " ".join(process.cmdline())[:120],
+                        "rss": process.memory_info().rss,
+                        "descriptors": process.num_fds(),
+                        "threads": process.num_threads(),
+                    }
+                )
+        except psutil.Error:
+            continue  # it has just ended
+    serving = [one for one in each if _SERVING in one["name"]]
+    return {
+        "serving": {**_sum(serving), "pids": [one["pid"] for one in serving]},
+        "tree": _sum(each),
+        "processes": each,
+    }
+
+
+def _sum(each: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    found = list(each)
+    return {what: sum(one[what] for one in found) for what in LEAST_GROWTH}
+
+
+def verdict(file: Path) -> dict[str, Any]:
+    """Whether what the lines of a soak tell is flat, of muxserve's processes and of all."""
+    lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+    (start, *_) = (line for line in lines if line["kind"] == "start")
+    samples = [line for line in lines if line["kind"] == "sample"]
+    windows = [line for line in lines if line["kind"] == "window"]
+    lasted_s = samples[-1]["at_s"]
+    warm_s = min(WARM_S, lasted_s / 2)
+    warm = [one for one in samples if one["at_s"] >= warm_s]
+    found = {
+        scope: {what: growth(warm, scope, what) for what in LEAST_GROWTH}
+        for scope in ("serving", "tree")
+    }
+    failures = [one["failure"] for one in windows if one["failure"]]
+    same = len({tuple(one["serving"]["pids"]) for one in samples}) == 1
+    return {
+        "runtime": start["runtime"],
+        "minutes": round(lasted_s / 60, 1),
+        "warm_s": warm_s,
+        "capacity": round(start["capacity"], 1),
+        "rate": round(start["rate"], 1),
+        "requests": sum(one["requests"] for one in windows),
+        "right": sum(one["right"] for one in windows),
+        "errors": _added(one["errors"] for one in windows),
+        "p50_ms": statistics.median(one["p50_ms"] for one in windows) if windows else None,
+        "p99_ms": statistics.median(one["p99_ms"] for one in windows) if windows else None,
+        **found,
+        "same_processes": same,
+        "failures": failures,
+        # Ray's own processes are told too; what is promised is of those that serve.
+        "flat": all(one["flat"] for one in found["serving"].values()),
+        "kept": all(one["flat"] for one in found["serving"].values()) and same and not failures,
+    }
+
+
+def growth(samples: Sequence[Mapping[str, Any]], scope: str, what: str) -> dict[str, Any]:
+    """How much a figure grew, by the line through it and from its first minute to its last."""
+    times = [one["at_s"] for one in samples]
+    values = [one[scope][what] for one in samples]
+    first = statistics.fmean(values[:_A_MINUTE])
+    last = statistics.fmean(values[-_A_MINUTE:])
+    slope = statistics.linear_regression(times, values).slope if len(set(times)) > 1 else 0.0
+    by_line = slope * (times[-1] - times[0])
+    allowed = max(GROWTH_SHARE * first, LEAST_GROWTH[what])
+    return {
+        "first": round(first),
+        "last": round(last),
+        "by_line": round(by_line),
+        "allowed": round(allowed),
+        "flat": by_line <= allowed and last - first <= allowed,
+    }
+
+
+def _added(each: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    added: dict[str, int] = {}
+    for one in each:
+        for code, count in one.items():
+            added[code] = added.get(code, 0) + count
+    return added
