@@ -95,7 +95,7 @@ def test_the_table_of_runtimes_is_the_committed_run():
 def test_the_example_of_a_model_runs():
     (snippet,) = re.findall(r"<!-- test: models -->\n```python\n(.*?)```", MODELS, flags=re.DOTALL)
     done = subprocess.run(
-        [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "torch.Size([10, 16, 9])\n"
@@ -112,7 +112,7 @@ def test_the_benchmark_of_a_forward_runs_without_ray(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ def test_every_load_refuses_code():
             trusts = [one.value for one in call.keywords if one.arg == "trust_remote_code"]
             said = [one.value for one in trusts if isinstance(one, ast.Constant)]
             assert said == [False], f"{module}:{call.lineno}: trust_remote_code=False is missing"
-    assert found >= 8
+    assert found >= 6
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import typer
 
 from muxserve.cli.app import BAR_DELAY_S, JsonOption, app, table, told_in_one_line
 from muxserve.cli.flags import flags_of
-from muxserve.errors import InvalidInput
+from muxserve.extras import require
 from muxserve.triton.settings import ExportSettings
 
 export_app = typer.Typer(
@@ -40,15 +40,10 @@ def triton(
       muxserve export triton sentiment models/ --text --num-instances 1 --num-instances 5
       muxserve export triton ./my-family models/ --backend onnxruntime --device gpu
     """
-    try:
-        from muxserve.triton.repository import export
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"exporting needs what the extra 'triton' installs ({error}): "
-            "pip install 'muxserve[triton]'"
-        ) from None
-
+    require("an export to Triton", "triton", "onnx", "onnxscript", "tritonclient")
     from tqdm import tqdm
+
+    from muxserve.triton.repository import export
 
     given = {name: value for name, value in settings.items() if value is not None}
     checked = ExportSettings.model_validate(given)

@@ -16,6 +16,7 @@ from muxserve.cli.app import (
     table,
     told_in_one_line,
 )
+from muxserve.extras import require
 
 if TYPE_CHECKING:
     from muxserve.loadtest.run import Progress
@@ -73,6 +74,10 @@ def run(
         list[str] | None,
         typer.Option(help="Exit with 1 where this holds: 'FIGURE > NUMBER'; may be given again."),
     ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the API key of the server; it stands in no report."),
+    ] = None,
     time_scale: Annotated[
         float, typer.Option(min=0.01, max=100, help="Make every load so many times as long.")
     ] = 1.0,
@@ -93,18 +98,19 @@ def run(
       muxserve loadtest loadtests/scenarios/burst.yaml --out burst --fail-if 'error_rate > 0'
     """
     from muxserve.loadtest.files import prepare_folder, write_report
-    from muxserve.loadtest.generator import check_locust_is_installed
     from muxserve.loadtest.run import Runner
     from muxserve.loadtest.scenario import read_scenario
     from muxserve.loadtest.thresholds import check, parse_threshold
-    from muxserve.loadtest.variation import at_url, lengthened
+    from muxserve.loadtest.variation import at_url, lengthened, with_key
 
     thresholds = [parse_threshold(one) for one in fail_if or []]
     chosen = lengthened(read_scenario(scenario), time_scale)
     chosen = chosen.model_copy(update={"settings": [*chosen.settings, *(settings or [])]})
     if url is not None:
         chosen = at_url(chosen, url)
-    check_locust_is_installed()
+    require("a load test", "loadtest", "locust")
+    if key_file is not None:
+        chosen = with_key(chosen, key_file)
     folder = out or Path(f"loadtest-{chosen.name}")
     prepare_folder(folder)
     # What was started for the test must not stay behind, however it is ended.

@@ -2,12 +2,16 @@
 
 import os
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from muxserve.cli.app import FamilyOption, app, told_in_one_line
 from muxserve.errors import InvalidInput
+from muxserve.serving.ports import check_port_is_free, free_block
+
+if TYPE_CHECKING:
+    from muxserve.serving.security import SecurityConfig
 
 
 class Proxy(StrEnum):
@@ -37,6 +41,8 @@ RAY_SETTINGS: dict[Proxy, dict[str, str]] = {
 
 #: Statistics and metrics of Ray's HAProxy, on every interface.
 _HAPROXY_PORTS = (8404, 9101)
+#: Ports behind HAProxy: one for each replica of this machine, and one for Ray's own proxy.
+_BEHIND_HAPROXY = 100
 
 
 @app.command()
@@ -71,6 +77,10 @@ def serve(
     """
     # Ray reads these once, when it is imported.
     os.environ.update(RAY_SETTINGS[proxy])
+    if proxy is Proxy.HAPROXY:
+        os.environ.update(_ports_behind_haproxy())
+    # Ray's proxies would believe any X-Forwarded-For of this machine; see security.trusted_proxies.
+    os.environ["FORWARDED_ALLOW_IPS"] = ""
     # Ray's own default for a Ray that it starts; said outright, it needs no warning.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
@@ -78,7 +88,6 @@ def serve(
         from muxserve.serving.config import ServeConfig
         from muxserve.serving.local import serve_until_stopped
         from muxserve.serving.placement import needs
-        from muxserve.serving.ports import check_port_is_free
     except ModuleNotFoundError as error:
         raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
 
@@ -102,9 +111,21 @@ def serve(
         built,
         None if proxy is Proxy.NONE else (host, port),
         needs(config),
-        lambda: typer.echo(_how_to_ask(host, port)),
+        lambda: typer.echo(_how_to_ask(host, port, config.security)),
     )
     typer.echo("stopped", err=True)
+
+
+def _ports_behind_haproxy() -> dict[str, str]:
+    """Ports of this server alone: Ray's own choice is the same for each of its clusters, and the
+    kernel would spread HAProxy's calls over the replicas of all of them.
+    """
+    first = free_block(_BEHIND_HAPROXY)
+    return {
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first + 1),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _BEHIND_HAPROXY - 1),
+    }
 
 
 def _key_value(setting: str) -> tuple[str, str]:
@@ -114,11 +135,13 @@ def _key_value(setting: str) -> tuple[str, str]:
     return key, value
 
 
-def _how_to_ask(host: str, port: int) -> str:
+def _how_to_ask(host: str, port: int, security: "SecurityConfig") -> str:
     shown = "127.0.0.1" if host == "0.0.0.0" else host
     url = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    docs = "" if security.pages.docs == "off" else f"docs: {url}/docs; "
+    key = "" if security.keys_file is None else ' -H "authorization: Bearer $KEY"'
     return (
-        f"ready on {url} (docs: {url}/docs; Ctrl-C stops)\n"
-        f"  curl -s {url}/predict -H 'content-type: application/json' \\\n"
+        f"ready on {url} ({docs}Ctrl-C stops)\n"
+        f"  curl -s {url}/predict -H 'content-type: application/json'{key} \\\n"
         f'    -d \'{{"inputs": "A moving, beautifully shot film."}}\''
     )

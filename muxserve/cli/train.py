@@ -10,6 +10,7 @@ from muxserve.cli.app import JsonOption, app, table, told_in_one_line
 from muxserve.cli.families import print_measured
 from muxserve.cli.flags import SeveralWidths, flags_of
 from muxserve.errors import InvalidInput
+from muxserve.extras import require
 from muxserve.training.program import logged_plainly
 from muxserve.training.recipe import DistillSettings, FamilyRecipe, Stage, StageRecipe
 
@@ -155,12 +156,8 @@ def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str
             f"{config}: stage: is {settings['stage']!r}, this command's is {stage!r}"
         )
     recipe = StageRecipe.model_validate(settings)
-    try:
-        from muxserve.training.stages import run_stage
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"the stages need the package {error.name}: pip install 'muxserve[training]'"
-        ) from None
+    require(f"the stage {stage}", "training", "accelerate", "datasets")
+    from muxserve.training.stages import run_stage
 
     with logged_plainly():
         measured = run_stage(recipe)

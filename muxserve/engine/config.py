@@ -68,6 +68,12 @@ class EngineConfig(BaseModel):
         5.0, gt=0, description="Seconds after which measuring forward times at start gives way."
     )
 
+    verify_checksums: bool = Field(
+        True,
+        description="Compare the family's files with the checksums in `family.json` at start; "
+        "false saves the time that huge weights take.",
+    )
+
     @model_validator(mode="after")
     def _int8_is_torchs(self) -> "EngineConfig":
         if self.dtype == "int8" and self.runtime == "openvino":

@@ -95,7 +95,12 @@ class Engine:
             FamilyError: as ``Family.load``.
         """
         config = config or EngineConfig()
-        loaded = load_to_serve(family, config.dtype, runtime=config.runtime)
+        loaded = load_to_serve(
+            family,
+            config.dtype,
+            runtime=config.runtime,
+            verify_checksums=config.verify_checksums,
+        )
         return cls(loaded, config, on_progress=on_progress)
 
     def submit(self, request: Request) -> None:

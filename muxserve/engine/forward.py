@@ -33,6 +33,7 @@ def load_to_serve(
     widths: Sequence[int] | None = None,
     *,
     runtime: str = "torch",
+    verify_checksums: bool = True,
 ) -> Family:
     """A family on the device that serves it, in the settings' ``dtype`` and ready for inference.
 
@@ -42,9 +43,13 @@ def load_to_serve(
     """
     with _without_a_pool():
         if runtime == "openvino":
-            return Family.load(family, widths, dtype=DTYPES[dtype])
+            return Family.load(
+                family, widths, dtype=DTYPES[dtype], verify_checksums=verify_checksums
+            )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = Family.load(family, widths, dtype=DTYPES[dtype], device=device)
+        loaded = Family.load(
+            family, widths, dtype=DTYPES[dtype], device=device, verify_checksums=verify_checksums
+        )
         for model in {id(model): model for model in loaded.models.values()}.values():
             packed = pack_layers(model, int8=dtype == "int8")
             if dtype == "int8" and not packed:

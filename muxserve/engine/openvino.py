@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from muxserve.errors import InvalidInput
+from muxserve.extras import require
 from muxserve.models.family import member_logits
 
 #: The example that is traced: several groups, and a length that is none of the limits.
@@ -112,14 +112,9 @@ def _openvino() -> tuple[Any, Any]:
     """OpenVINO's core, and its converter."""
     # Without this package OpenVINO reports nothing about its use to its makers.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    try:
-        import openvino
-    except ImportError:
-        raise InvalidInput(
-            "runtime 'openvino' needs OpenVINO: pip install 'muxserve[openvino]', or leave "
-            "engine.runtime out",
-            field="engine.runtime",
-        ) from None
+    require("engine.runtime=openvino", "openvino", "openvino", field="engine.runtime")
+    import openvino
+
     return openvino.Core(), openvino.convert_model
 
 

@@ -10,12 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 from muxserve.bench.server import HOST, free_port
-from muxserve.errors import InvalidInput
 from muxserve.loadtest.job import JOB_VARIABLE, Job
 from muxserve.loadtest.tally import Tally
 
@@ -35,12 +33,6 @@ _END_S = 10.0
 
 class GeneratorFailed(RuntimeError):
     """Locust did not start or ended before its job; the message has the end of its log."""
-
-
-def check_locust_is_installed() -> None:
-    """Raises InvalidInput where it is not."""
-    if find_spec("locust") is None:
-        raise InvalidInput("load tests need Locust: pip install 'muxserve[loadtest]'")
 
 
 class Generator:

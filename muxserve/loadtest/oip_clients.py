@@ -107,6 +107,8 @@ class OipGrpcSpeaker:
         from tritonclient.utils import InferenceServerException
 
         self.name = f"ModelInfer {model}"
+        # gRPC's metadata has small letters.
+        headers = {name.lower(): value for name, value in headers.items()}
         self._model, self._headers, self._timeout_s = model, headers, timeout_s
         self._failure = InferenceServerException
         self._client = InferenceServerClient(url.removeprefix("http://").rstrip("/"))

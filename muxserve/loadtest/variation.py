@@ -1,7 +1,9 @@
 """A scenario with one thing changed from the command line."""
 
+from pathlib import Path
 from typing import Any
 
+from muxserve.errors import InvalidInput
 from muxserve.loadtest.scenario import Scenario, ServerSpec
 from muxserve.loadtest.shapes import Shape
 
@@ -11,6 +13,21 @@ def at_url(scenario: Scenario, url: str) -> Scenario:
     changed = scenario.model_dump()
     changed["servers"] = [ServerSpec(name=url[:60], url=url).model_dump()]
     return Scenario.model_validate(changed)
+
+
+def with_key(scenario: Scenario, file: Path) -> Scenario:
+    """The same load with an API key, which a file has so that no command line shows it.
+
+    Raises:
+        InvalidInput: there is no key in it.
+        OSError: it cannot be read.
+    """
+    key = file.read_text(encoding="ascii", errors="replace").strip()
+    if not key.isascii() or len(key.split()) != 1:
+        raise InvalidInput(f"{file}: expected one API key and nothing else", field="--key-file")
+    kept = {k: value for k, value in scenario.headers.items() if k.lower() != "authorization"}
+    headers = {**kept, "authorization": f"Bearer {key}"}
+    return scenario.model_copy(update={"headers": headers})
 
 
 def lengthened(scenario: Scenario, factor: float) -> Scenario:

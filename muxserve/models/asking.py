@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from muxserve.errors import FamilyError
-from muxserve.models.checkpoint import first_line
+from muxserve.models.source import first_line
 
 #: Fields that state how many tokens a model takes; the first that is there counts.
 _STATED = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")

@@ -1,132 +1,137 @@
-"""A checkpoint's folder in, its config and its tensors out; from here or from the Hugging Face hub.
+"""A checkpoint's folder in, its checked config out; networks are built without memory first.
 
-Weights are one file or several with an index, safetensors or pickled. Pickled ones are read as
-tensors only, and an index may name nothing but files that lie beside it.
+The order is: JSON, claims (``muxserve.models.claims``), the config as ``transformers`` has it, the
+network on the meta device, its values against the weights'. Only then may somebody build it.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from muxserve.errors import FamilyError
+from muxserve.models.claims import check_claims, most_values, without_orders
+from muxserve.models.files import check_links, read_json_object, reason, shown
+from muxserve.models.official import is_official
+from muxserve.models.weights_file import WeightsFacts, weights_facts
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-#: What is fetched of a checkpoint on the hub.
-FILES = (*WEIGHTS, "model-*.safetensors", "pytorch_model-*.bin", "*.json", "*.txt", "*.model")
-
-State = dict[str, torch.Tensor]
-
-
-def fetch(source: str, patterns: Sequence[str] = FILES) -> Path:
-    """``source`` as a folder: one that is here, or the files of these patterns from the hub.
-
-    Raises:
-        FamilyError: where there is neither.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    if Path(source).exists():
-        raise FamilyError(f"{source}: expected a folder with config.json and weights, got a file")
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(patterns)))
-    except HFValidationError:
-        raise FamilyError(f"{source}: no such folder, and no name of a model either") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise FamilyError(
-            f"{source}: no such folder here, and the hub did not give it: {first_line(error)}"
-        ) from None
+CONFIG_FILE = "config.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint's folder; FamilyError where it is missing or no JSON."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FamilyError(f"{file}: missing; expected the folder of a checkpoint")
-    return read_json(file)
+    """``config.json`` of a checkpoint's folder, whose claims agree with the weights beside it.
 
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; FamilyError where there is none in it."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FamilyError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FamilyError(f"{file}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise FamilyError(f"{file}: not a JSON object")
-    return content
-
-
-def read_state(folder: Path) -> State:
-    """The tensors of a checkpoint's folder.
-
-    Safetensors are taken before pickled weights, and one file before several.
+    What it says of a network can be built: it takes no more values than the weights have bytes.
+    (Of an official MUX-PLM, ``load_official`` sees to that.)
 
     Raises:
-        FamilyError: for none, for more than tensors, and for an index that its files do not fit.
+        FamilyError: naming the file and the field.
     """
-    readers: tuple[tuple[str, Callable[[Path], State]], ...] = (
-        (WEIGHTS[0], _read_safetensors),
-        (WEIGHTS[1], _read_pickled),
-    )
-    for name, read in readers:
-        if (folder / name).is_file():
-            return read(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _read_sharded(index, read)
-    raise FamilyError(f"{folder}: no weights; expected {' or '.join(WEIGHTS)}, or an index of them")
+    config, weights = read_claims(folder)
+    if not is_official(config):
+        made = model_config(config, folder)
+        auto: Any = AutoModelForSequenceClassification
+        if type(made) not in auto._model_mapping:
+            auto = AutoModel
+        check_values(empty_model(auto, made, folder), weights, folder)
+    return config
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def read_claims(folder: Path) -> tuple[dict[str, Any], WeightsFacts]:
+    """``config.json`` checked as JSON, and what the weights beside it hold."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise FamilyError(f"{file}: missing; expected the folder of a checkpoint")
+    check_links(folder, [CONFIG_FILE])
+    config = read_json_object(file)
+    weights = weights_facts(folder)
+    check_claims(config, weights, file)
+    return config, weights
 
 
-def _read_sharded(index: Path, read: Callable[[Path], State]) -> State:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(one, str) for one in shards.values()):
+def model_config(config: dict[str, Any], folder: Path) -> PreTrainedConfig:
+    """The config of ``transformers`` for a checked ``config.json``, without orders of its folder.
+
+    Raises:
+        FamilyError: for a model type that is unknown, or fields that it does not have so.
+    """
+    file = folder / CONFIG_FILE
+    kind: str = config.get("model_type") or _guessed(folder)
+    if kind not in CONFIG_MAPPING:
         raise FamilyError(
-            f"{index}: field weight_map: expected the file of each tensor", field="weight_map"
+            f"{file}: field model_type: {shown(kind)} is none that this transformers knows",
+            field="model_type",
         )
-    state: State = {}
-    for name in sorted(set(shards.values())):
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise FamilyError(
-                f"{index}: field weight_map: {name!r} is no file beside it", field="weight_map"
-            )
-        if not (index.parent / name).is_file():
-            raise FamilyError(f"{index.parent / name}: missing; {index.name} names it")
-        state |= read(index.parent / name)
-    lacking = sorted(set(shards) - set(state))
-    if lacking:
-        file = index.parent / shards[lacking[0]]
-        raise FamilyError(f"{file}: {lacking[0]} is not in it, though {index.name} says so")
-    return state
-
-
-def _read_safetensors(file: Path) -> State:
+    kept = {key: value for key, value in without_orders(config).items() if key != "model_type"}
     try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise FamilyError(f"{file}: not a safetensors file: {error}") from None
+        made: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
+        # What only computes or does something cannot be set; the number of labels can.
+        fields = {*made.__dataclass_fields__, "num_labels"}
+        settable = {key for key in kept if key in fields or not hasattr(made, key)}
+        return made.from_dict({key: value for key, value in kept.items() if key in settable})
+    except Exception as error:  # transformers raises anything for a field of another kind
+        raise FamilyError(f"{file}: {reason(error)}") from None
 
 
-def _read_pickled(file: Path) -> State:
+def empty_model(auto: Any, config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """The network of a config on the meta device: names and shapes, and no memory.
+
+    Raises:
+        FamilyError: where there is no such network.
+    """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no pickle makes the reader raise anything
+        with torch.device("meta"):
+            model: PreTrainedModel = auto.from_config(config)
+    except Exception as error:  # building raises anything, from KeyError to ZeroDivisionError
+        raise FamilyError(f"{folder / CONFIG_FILE}: {reason(error)}") from None
+    return model
+
+
+def check_values(model: PreTrainedModel, weights: WeightsFacts, folder: Path) -> None:
+    """Refuse a network with more values than its weights have bytes.
+
+    Raises:
+        FamilyError: with both figures.
+    """
+    values = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
+    if values > most_values(weights):
         raise FamilyError(
-            f"{file}: refused, it is not tensors alone: {first_line(error)}"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise FamilyError(f"{file}: expected a dictionary of tensors")
-    return state
+            f"{folder / CONFIG_FILE}: claims a network of {values:,} values, but {weights.name} "
+            f"has {weights.bytes:,} bytes"
+        )
+
+
+def check_shapes(
+    found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], file: Path
+) -> None:
+    """Refuse a tensor of another shape than its network has.
+
+    Args:
+        found: shapes in ``file``, by name.
+        expected: shapes of the network, by name.
+        file: for the error.
+
+    Raises:
+        FamilyError: naming the tensor.
+    """
+    for key, shape in expected.items():
+        if key in found and list(found[key]) != list(shape):
+            raise FamilyError(
+                f"{file}: tensor {key} has shape {list(found[key])}, {CONFIG_FILE} asks for "
+                f"{list(shape)}",
+                field=key,
+            )
+
+
+def _guessed(folder: Path) -> str:
+    """The model type of an old checkpoint that has none, from its folder, as transformers does."""
+    kinds = sorted(CONFIG_MAPPING, key=len, reverse=True)
+    return next((kind for kind in kinds if kind in str(folder)), "")

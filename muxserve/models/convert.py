@@ -18,7 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from muxserve.errors import FamilyError
 from muxserve.models.asking import DEFAULT_TOKENS, MOST_ASKED, ask, stated_positions
-from muxserve.models.checkpoint import fetch, read_config, read_state
+from muxserve.models.checkpoint import read_config
 from muxserve.models.config import MuxConfig
 from muxserve.models.family import (
     FAMILY_FILE,
@@ -31,6 +31,7 @@ from muxserve.models.family import (
 )
 from muxserve.models.official import dropped_tensors, is_official, load_official
 from muxserve.models.plain import label_names, problem_type, read_plain, task_of
+from muxserve.models.source import fetch, read_state
 from muxserve.models.source_tokenizer import SourceTokenizer, read_source_tokenizer
 
 

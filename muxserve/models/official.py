@@ -11,6 +11,7 @@ import torch
 
 from muxserve.models.composition import MuxPreTrainedModel
 from muxserve.models.config import MuxBertConfig, MuxConfig, MuxElectraConfig
+from muxserve.models.files import reason
 from muxserve.models.tasks import (
     MuxBertForMaskedLM,
     MuxBertForSequenceClassification,
@@ -156,8 +157,18 @@ def load_official(
     Raises:
         ValueError: for a config or weights that are not an official MUX-PLM's; see the two above.
     """
-    model = _model_class(config)(convert_config(config, retrieval_head=retrieval_head))
-    model.load_state_dict(convert_state_dict(model, state))
+    kind = _model_class(config)
+    try:
+        ours = convert_config(config, retrieval_head=retrieval_head)
+        # Compared with the weights before it takes memory.
+        with torch.device("meta"):
+            tensors = convert_state_dict(kind(ours), state)
+    except ValueError:
+        raise
+    except Exception as error:  # building raises anything, from KeyError to ZeroDivisionError
+        raise ValueError(reason(error)) from None
+    model = kind(ours)
+    model.load_state_dict(tensors)
     return model.eval()
 
 

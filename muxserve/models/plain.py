@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from muxserve.errors import FamilyError
-from muxserve.models.checkpoint import State, first_line, read_state
+from muxserve.models.checkpoint import empty_model, model_config
+from muxserve.models.claims import label_fault
 from muxserve.models.family import AUTO_MODELS, Task
+from muxserve.models.source import State, first_line, read_state
 
 #: Fields that are read here, not by ``transformers``, which takes the length of ``id2label`` for
 #: the number of labels; and one that would point to code.
 _OWN_FIELDS = ("id2label", "label2id", "num_labels", "auto_map")
-#: A config that needs so many times the numbers of its checkpoint is not this checkpoint's.
-_MOST_TIMES = 2
 #: Labels where neither the config nor the weights say, as in ``transformers``.
 _DEFAULT_LABELS = 2
 
@@ -75,14 +74,8 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
             "classifier of texts or tokens",
             field="architectures",
         )
-    if config.get("quantization_config"):
-        raise FamilyError(
-            f"{file}: field quantization_config: the weights are quantized; convert the ones they "
-            "were made from",
-            field="quantization_config",
-        )
     named = _named_labels(config, file)
-    count, certain = _label_count(config, named, file)
+    count, certain = _label_count(config, named)
     state = read_state(folder)
     rows = max((tensor.shape[0] for tensor in state.values() if tensor.dim()), default=0)
     if count > rows:
@@ -127,6 +120,8 @@ def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Pa
                 "order of the logits",
                 field="labels",
             )
+        if fault := label_fault(own):
+            raise FamilyError(f"{folder}: id2label: {fault}; give --labels", field="labels")
         return own
     if len(labels) != count or len(set(labels)) != count or not all(labels):
         raise FamilyError(
@@ -169,15 +164,9 @@ def _named_labels(config: dict[str, Any], file: Path) -> dict[int, str]:
     return named
 
 
-def _label_count(config: dict[str, Any], named: dict[int, str], file: Path) -> tuple[int, bool]:
+def _label_count(config: dict[str, Any], named: dict[int, str]) -> tuple[int, bool]:
     """How many labels the config claims, and whether it leaves no doubt about it."""
-    stated = config.get("num_labels")
-    if stated is not None and (
-        not isinstance(stated, int) or isinstance(stated, bool) or stated < 1
-    ):
-        raise FamilyError(
-            f"{file}: field num_labels: expected a whole number, got {stated!r}", field="num_labels"
-        )
+    stated: int | None = config.get("num_labels")
     if named:
         whole = sorted(named) == list(range(len(named)))
         return (len(named), True) if whole else (stated or max(named) + 1, False)
@@ -189,24 +178,9 @@ def _load(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A model with these tensors, and what ``transformers`` says of their names and shapes."""
     kept = {key: value for key, value in config.items() if key not in _OWN_FIELDS}
-    kind = str(config.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise FamilyError(
-            f"{file}: field model_type: transformers knows no {kind!r}", field="model_type"
-        )
     with _quiet():
-        try:
-            made: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict({**kept, "num_labels": count})
-            with torch.device("meta"):
-                empty: PreTrainedModel = AUTO_MODELS[task].from_config(made)
-        except Exception as error:  # a config's own checks raise anything
-            raise FamilyError(f"{file}: {first_line(error)}") from None
-        asked = sum(one.numel() for one in empty.parameters())
-        there = sum(one.numel() for one in state.values())
-        if asked > _MOST_TIMES * there:
-            raise FamilyError(
-                f"{file}: it asks for {asked:,} parameters, the weights beside it have {there:,}"
-            )
+        made = model_config({**kept, "num_labels": count}, file.parent)
+        empty = empty_model(AUTO_MODELS[task], made, file.parent)
         try:
             loader: Any = type(empty)
             model, report = loader.from_pretrained(

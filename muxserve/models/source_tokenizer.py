@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 
 from muxserve.errors import FamilyError
-from muxserve.models.checkpoint import fetch, first_line, read_json
+from muxserve.models.files import check_links, read_json_object
+from muxserve.models.source import fetch
+from muxserve.models.tokenizer_file import built_tokenizer, read_tokenizer_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 _SETTINGS = "tokenizer_config.json"
@@ -59,7 +60,13 @@ def read_source_tokenizer(source: str, model: PreTrainedModel) -> SourceTokenize
                 "checkpoints use bert-base-uncased)",
                 field="tokenizer",
             )
-    made = _read(file)
+        check_links(folder, TOKENIZER_FILES)
+    rows = int(model.config.vocab_size)
+    if file.is_file():
+        # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
+        made = read_tokenizer_file(file, rows=rows)
+    else:
+        made = built_tokenizer(file.parent, rows=rows)
     stored = made.truncation or {}
     made.no_truncation()
     made.no_padding()
@@ -70,33 +77,13 @@ def read_source_tokenizer(source: str, model: PreTrainedModel) -> SourceTokenize
             field="tokenizer",
         )
     settings_file = file.parent / _SETTINGS
-    settings = read_json(settings_file) if settings_file.is_file() else {}
+    settings = read_json_object(settings_file) if settings_file.is_file() else {}
     return SourceTokenizer(
         made,
         _max_length(settings, settings_file),
         _side(settings, str(stored.get("direction", "right")).lower(), settings_file),
         _pad_id(settings, made),
     )
-
-
-def _read(file: Path) -> Tokenizer:
-    try:
-        # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
-        if file.is_file():
-            return Tokenizer.from_file(str(file))
-        loaded: Any = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise FamilyError(
-            f"{file}: not a tokenizer file: {first_line(error)}", field="tokenizer"
-        ) from None
-    made = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(made, Tokenizer):
-        raise FamilyError(
-            f"{file.parent}: its tokenizer {type(loaded).__name__} cannot be written as "
-            "tokenizer.json; name another with --tokenizer",
-            field="tokenizer",
-        )
-    return made
 
 
 def _max_length(settings: dict[str, Any], file: Path) -> int | None:

@@ -3,7 +3,6 @@
 A family that cannot be served fails here, before Ray deploys anything.
 """
 
-import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -14,13 +13,16 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from muxserve.engine.config import EngineConfig
-from muxserve.errors import FamilyError, InvalidInput
+from muxserve.errors import FamilyError
+from muxserve.extras import require
 from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_families
 from muxserve.serving.autoscaling import DrainPolicy
 from muxserve.serving.config import ReplicasConfig, ServeConfig
 from muxserve.serving.ingress import MuxIngress
+from muxserve.serving.keys import narrowest, read_keys
 from muxserve.serving.placement import needs, shortfall
 from muxserve.serving.replica import MuxReplica
+from muxserve.serving.security import SecurityConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +35,13 @@ def build_app(config: ServeConfig) -> serve.Application:
     """
     # A plain ServeConfig: a subclass of it may live in a module that a worker cannot import.
     config = ServeConfig.model_validate(config.model_dump())
-    config = config.model_copy(update={"family": checked_family(config)})
+    config = config.model_copy(
+        update={"family": checked_family(config), "security": _checked_security(config)}
+    )
     if config.ingress.grpc_port is not None:
-        _check_extra("ingress.grpc_port", "tritonclient", "triton")
+        require("ingress.grpc_port", "triton", "tritonclient", field="ingress.grpc_port")
     if config.engine.runtime == "openvino":
-        _check_extra("engine.runtime=openvino", "openvino", "openvino")
+        require("engine.runtime=openvino", "openvino", "openvino", field="engine.runtime")
     _warn_of_shortfall(config)
     engines = {
         **_scaling(config.replicas, config.engine),
@@ -48,7 +52,7 @@ def build_app(config: ServeConfig) -> serve.Application:
     if config.arrangement == "together":
         return _deployment(MuxIngress, config, **engines, **ingress).bind(config)
     if config.backend == "triton":
-        _check_extra("backend=triton", "tritonclient", "triton")
+        require("backend=triton", "triton", "tritonclient", field="backend")
         # Triton runs the forwards, so what scales here is the ingress.
         resources = {"ray_actor_options": {"num_cpus": config.ingress.num_cpus}}
         return _deployment(
@@ -78,7 +82,7 @@ def checked_family(config: ServeConfig) -> str:
         FamilyError: naming the file and the field.
     """
     folder = resolve(config.family)
-    spec = check_family(folder)
+    spec = check_family(folder, verify_checksums=config.engine.verify_checksums)
     widths = [member.num_instances for member in spec.members]
     pinned, cap = config.engine.num_instances, config.engine.max_num_instances
     for setting, fits in (
@@ -96,12 +100,18 @@ def checked_family(config: ServeConfig) -> str:
     return str(folder.resolve())
 
 
-def _check_extra(setting: str, package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise InvalidInput(
-            f"{setting} needs {package}: pip install 'muxserve[{extra}]'",
-            field=setting.partition("=")[0],
-        )
+def _checked_security(config: ServeConfig) -> SecurityConfig:
+    """The settings with the file of keys as another process finds it, once it was read here.
+
+    Raises:
+        InvalidInput: naming the file and the place.
+    """
+    security = config.security
+    if security.keys_file is None:
+        return security
+    path = Path(security.keys_file).absolute()
+    read_keys(path, config.limits, narrowest(check_family(resolve(config.family)), config))
+    return security.model_copy(update={"keys_file": str(path)})
 
 
 def _warn_of_shortfall(config: ServeConfig) -> None:

@@ -5,6 +5,11 @@ import ipaddress
 from dataclasses import dataclass
 from urllib.parse import unquote
 
+from muxserve.serving.config import LimitsConfig
+
+#: Where the app keeps the caller of a request in its ASGI scope.
+CALLER = "muxserve.caller"
+
 #: Of an IPv6 address, what one customer of a network has.
 _IPV6_PREFIX = 64
 
@@ -14,26 +19,49 @@ class Caller:
     """Whoever a request is answered for.
 
     Attributes:
-        name: what tells callers apart: an address.
+        name: what tells callers apart: an address, or ``key:`` and the name of an API key.
+        share: weight of the room and the turns that it has beside others.
+        max_num_instances: widest N that may answer it, whatever a request asks for.
+        max_waiting_texts: texts of it that one ingress holds; None for as many as all may have.
+        limits: of its requests, where they are not those of the server.
+        key: the name of its API key, where it has one.
+        isolated: whether its texts never share a group with those of another key.
     """
 
     name: str
+    share: float = 1.0
+    max_num_instances: int | None = None
+    max_waiting_texts: int | None = None
+    limits: LimitsConfig | None = None
+    key: str | None = None
+    isolated: bool = False
+
+    def isolation_key(self, asked: str | None) -> str | None:
+        """The isolation key of a request's texts in the engine.
+
+        Args:
+            asked: what the request says. It narrows what the caller has, and reaches no group of
+                another key: names of keys have no colon.
+        """
+        if asked is None and not self.isolated:
+            return None
+        return f"{self.key or ''}:{asked or ''}"
+
+    def cap(self, asked: int | None) -> int | None:
+        """The cap on N of a request that asks for this one."""
+        caps = [cap for cap in (asked, self.max_num_instances) if cap is not None]
+        return min(caps, default=None)
 
 
 #: Python handles of the same Ray cluster: whoever holds one is trusted, and they count as one.
 HANDLES = Caller("handle")
 
 
-def of_client(client: tuple[str, int] | None) -> Caller:
-    """The caller of an ASGI scope's ``client``."""
-    return of_address("" if client is None else client[0])
-
-
-def of_grpc_peer(peer: str) -> Caller:
-    """The caller of a gRPC context's ``peer()``, such as ``ipv4:127.0.0.1:5000``."""
+def peer_address(peer: str) -> str:
+    """The address of a gRPC context's ``peer()``, such as ``ipv4:127.0.0.1:5000``."""
     kind, _, rest = peer.partition(":")
     host = rest.rpartition(":")[0] if kind in ("ipv4", "ipv6") else ""
-    return of_address(unquote(host).strip("[]"))
+    return unquote(host).strip("[]")
 
 
 @functools.lru_cache(4096)

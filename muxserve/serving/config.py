@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from muxserve.engine.config import EngineConfig
 from muxserve.serving.connections import ConnectionsConfig
+from muxserve.serving.security import SecurityConfig
 from muxserve.triton.config import TritonConfig
 
 
 class LimitsConfig(BaseModel):
     """What one request may ask for."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_texts_per_request: int = Field(
         512, ge=1, le=65_536, description="Texts of one request; more are refused with 413."
@@ -229,6 +230,9 @@ class ServeConfig(BaseModel):
     ingress: IngressConfig = Field(default_factory=IngressConfig, description="HTTP processes.")
     connections: ConnectionsConfig = Field(
         default_factory=ConnectionsConfig, description="To direct_port and grpc_port."
+    )
+    security: SecurityConfig = Field(
+        default_factory=SecurityConfig, description="Who may ask, and see what."
     )
     replicas: ReplicasConfig = Field(
         default_factory=ReplicasConfig, description="Engine processes."

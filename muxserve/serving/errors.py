@@ -53,6 +53,13 @@ class NotFound(MuxserveError):
     status = 404
 
 
+class Unauthenticated(MuxserveError):
+    """No API key, or one that nobody has."""
+
+    code = "unauthenticated"
+    status = 401
+
+
 class MethodNotAllowed(MuxserveError):
     """The path exists, but not for this method.
 

@@ -8,7 +8,7 @@ of a body is held than the limit allows.
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,16 @@ from muxserve.engine.tokens import Truncate
 from muxserve.errors import MuxserveError, NotReady, Overloaded
 from muxserve.serving.answers import Entry, entries
 from muxserve.serving.body import ClientGone, read_body
-from muxserve.serving.callers import Caller, of_client
-from muxserve.serving.errors import Internal, MethodNotAllowed, NotFound, shown
+from muxserve.serving.callers import CALLER, Caller
+from muxserve.serving.cors import Cors
+from muxserve.serving.doors import Door
+from muxserve.serving.errors import (
+    Internal,
+    MethodNotAllowed,
+    NotFound,
+    Unauthenticated,
+    shown,
+)
 from muxserve.serving.metrics import CONTENT_TYPE, exposition
 from muxserve.serving.oip_rest import as_json as oip_error
 from muxserve.serving.oip_rest import routes as oip_routes
@@ -55,15 +63,25 @@ class Reply:
     headers: Headers
 
 
-def create_app(service: TextService) -> FastAPI:
-    """The ASGI app of a service."""
-    return _HttpApp(service)
+def create_app(
+    service: TextService, door: Door | None = None, cors_origins: Sequence[str] = ()
+) -> FastAPI:
+    """The ASGI app of a service.
+
+    Args:
+        service: what answers.
+        door: who may ask; by default whoever reaches it.
+        cors_origins: web pages of these origins may ask from a browser.
+    """
+    return _HttpApp(service, door or Door(), Cors(cors_origins))
 
 
 class _HttpApp(FastAPI):
-    def __init__(self, service: TextService) -> None:
+    def __init__(self, service: TextService, door: Door, cors: Cors) -> None:
         super().__init__(title="muxserve", version=__version__, redoc_url=None)
         self._service = service
+        self._door = door
+        self._cors = cors
         self._described: dict[str, Any] | None = None
         # A path with a slash too many is unknown, not elsewhere.
         self.router.redirect_slashes = False
@@ -81,15 +99,30 @@ class _HttpApp(FastAPI):
         ):
             self.router.routes.append(Route(path, get, methods=["GET"]))
         self.router.routes.extend(oip_routes(service))
-        self.add_exception_handler(HTTPException, _unroutable)
+        self.add_exception_handler(HTTPException, self._unroutable)
         self.add_exception_handler(Exception, _unexpected)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Below a route prefix, the prefix without a slash is the root too: clients such as
         # InferenceClient take the slash off the URL they are given.
-        if scope["type"] == "http" and scope["path"] == scope.get("root_path"):
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        if scope["path"] == scope.get("root_path"):
             scope["path"] += "/"
-        if scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path"):
+        if self._cors:
+            preflight = self._cors.preflight(scope)
+            if preflight is not None:
+                await _send(Reply(204, b"", preflight), send)
+                return
+            send = self._cors.telling(scope, send)
+        own = _own_path(scope)
+        try:
+            scope[CALLER] = self._door.http_caller(scope, own)
+        except MuxserveError as error:
+            await _send(_in_shape(own, error), send)
+            return
+        if scope["method"] == "POST" and not scope.get("root_path"):
             # They turn errors into JSON themselves; Starlette's layers would cost as much again.
             endpoint = self._answering.get(scope["path"])
             if endpoint is not None:
@@ -99,11 +132,11 @@ class _HttpApp(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self._described is None:
-            self._described = describe()
+            self._described = describe(self._door.needs_key)
         return self._described
 
     async def _predict(self, body: bytes, began_s: float, caller: Caller) -> Reply:
-        request = parse(PredictRequest, body, self._service.limits.max_texts_per_request)
+        request = parse(PredictRequest, body, self._most_texts(caller))
         timeout_ms = request.timeout_ms
         answered = await self._service.classify(
             _as_list(request.inputs),
@@ -118,7 +151,7 @@ class _HttpApp(FastAPI):
         return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
 
     async def _classify(self, body: bytes, began_s: float, caller: Caller) -> Reply:
-        request = parse(ClassificationRequest, body, self._service.limits.max_texts_per_request)
+        request = parse(ClassificationRequest, body, self._most_texts(caller))
         parameters = request.parameters or ClassificationParameters()
         answered = await self._service.classify(
             _as_list(request.inputs), since_s=began_s, caller=caller
@@ -127,9 +160,7 @@ class _HttpApp(FastAPI):
         return _answer([one[: parameters.top_k] for one in answers], answered)
 
     async def _tag(self, body: bytes, began_s: float, caller: Caller) -> Reply:
-        request = parse(
-            TokenClassificationRequest, body, self._service.limits.max_texts_per_request
-        )
+        request = parse(TokenClassificationRequest, body, self._most_texts(caller))
         parameters = request.parameters or TokenClassificationParameters()
         ignored = set(parameters.ignore_labels or ())
         answered = await self._service.classify(
@@ -140,6 +171,9 @@ class _HttpApp(FastAPI):
             for one in entries(answered, self._service.spec)
         ]
         return _answer(answers[0] if isinstance(request.inputs, str) else answers, answered)
+
+    def _most_texts(self, caller: Caller) -> int:
+        return self._service.limits_of(caller).max_texts_per_request
 
     async def _health(self, _: Request) -> Response:
         return Response(b'{"status":"ok"}', media_type="application/json")
@@ -156,6 +190,18 @@ class _HttpApp(FastAPI):
         ready = await self._service.backend.ready()
         content = exposition(await self._service.stats(), ready=ready)
         return Response(content, headers={"content-type": CONTENT_TYPE})
+
+    async def _unroutable(self, request: Request, error: Exception) -> Response:
+        """What Starlette's router raises: an unknown path, or a known one with another method."""
+        path = shown(request.scope["path"], quoted=False)
+        own = _own_path(request.scope)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            method = shown(request.method, quoted=False)
+            refusal = MethodNotAllowed(f"{path} takes {allowed}, not {method}", allowed=allowed)
+            return _as_response(_in_shape(own, refusal))
+        more = "; GET /docs lists all paths" if self._door.tells_paths else ""
+        return _as_response(_in_shape(own, NotFound(f"there is nothing at {path}{more}")))
 
 
 class _JsonEndpoint:
@@ -175,13 +221,14 @@ class _JsonEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = time.monotonic()
-        service, limits = self._service, self._service.limits
+        service, caller = self._service, scope[CALLER]
+        limits = service.limits_of(caller)
         try:
-            service.check_room()
+            service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            reply = await self._answer(body, began_s, of_client(scope.get("client")))
+            reply = await self._answer(body, began_s, caller)
         except ClientGone:
             return
         except MuxserveError as error:
@@ -189,15 +236,33 @@ class _JsonEndpoint:
         except Exception:
             log.exception("a request failed unexpectedly")
             reply = _error(Internal())
-        headers: Headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(reply.body)).encode()),
-            *reply.headers,
-        ]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        await _send(reply, send)
         if reply.status == 200:
             service.stages.total_s += time.monotonic() - began_s
+
+
+async def _send(reply: Reply, send: Send) -> None:
+    headers: Headers = list(reply.headers)
+    if reply.status != 204:  # which has no body
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(reply.body)).encode()),
+            *headers,
+        ]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
+
+
+def _own_path(scope: Scope) -> str:
+    """The path below the route prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _in_shape(own_path: str, error: MuxserveError) -> Reply:
+    """An error as the protocol of a path writes it."""
+    of_oip = own_path == "/v2" or own_path.startswith("/v2/")
+    return _oip_error(error) if of_oip else _error(error)
 
 
 def _truncate(request: PredictRequest) -> Truncate:
@@ -242,6 +307,8 @@ def _error_headers(error: MuxserveError) -> Headers:
     headers: Headers = []
     if isinstance(error, Overloaded):
         headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
     return headers
@@ -250,26 +317,6 @@ def _error_headers(error: MuxserveError) -> Headers:
 def _as_response(reply: Reply) -> Response:
     headers = {name.decode(): value.decode() for name, value in reply.headers}
     return Response(reply.body, reply.status, headers, media_type="application/json")
-
-
-async def _unroutable(request: Request, error: Exception) -> Response:
-    """What Starlette's router raises: an unknown path, or a known one with another method."""
-    full, method = request.scope["path"], request.method
-    path = shown(full, quoted=False)
-    own = full.removeprefix(request.scope.get("root_path", ""))
-    in_shape = _oip_error if own == "/v2" or own.startswith("/v2/") else _error
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        return _as_response(
-            in_shape(
-                MethodNotAllowed(
-                    f"{path} takes {allowed}, not {shown(method, quoted=False)}", allowed=allowed
-                )
-            )
-        )
-    return _as_response(
-        in_shape(NotFound(f"there is nothing at {path}; GET /docs lists all paths"))
-    )
 
 
 async def _unexpected(_: Request, __: Exception) -> Response:

@@ -21,8 +21,10 @@ from muxserve.serving.backend import Backend, LocalBackend, counters
 from muxserve.serving.bundles import BundlingBackend
 from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import ServeConfig
+from muxserve.serving.doors import Door
 from muxserve.serving.garbage import collect_rarely
 from muxserve.serving.http import create_app
+from muxserve.serving.keys import Keyring, narrowest
 from muxserve.serving.listener import Listener
 from muxserve.serving.ports import PortClaim
 from muxserve.serving.ray_metrics import RayMetrics
@@ -46,6 +48,8 @@ class MuxIngress:
         replicas: the engines; without, one is loaded here.
         """
         log_through_ray()
+        # Ray's own server in this process, behind HAProxy, would believe any X-Forwarded-For.
+        os.environ["FORWARDED_ALLOW_IPS"] = ""
         self._claims = [
             PortClaim(config.ingress.direct_host, port, _owner(), f"ingress.{name}")
             for name in ("direct_port", "grpc_port")
@@ -61,10 +65,11 @@ class MuxIngress:
         self._engine = None
         self._local: LocalBackend | None = None
         backend: Backend
+        verify = config.engine.verify_checksums
         if config.backend == "triton":
             from muxserve.serving.triton import TritonReplicas  # needs the extra 'triton'
 
-            family = Family.load(config.family, widths=[])
+            family = Family.load(config.family, widths=[], verify_checksums=verify)
             backend = BundlingBackend(TritonReplicas(family, config.triton), config.ingress)
         elif replicas is None:
             self._engine = load_engine(config.family, config.engine)
@@ -72,13 +77,20 @@ class MuxIngress:
             backend = self._local = LocalBackend(self._engine)
         else:
             # No member is loaded: an ingress needs the labels and the tokenizer.
-            family = Family.load(config.family, widths=[])
+            family = Family.load(config.family, widths=[], verify_checksums=verify)
             calls = ReplicaCalls(replicas, config.ingress.replica_wait_s)
             backend = BundlingBackend(calls, config.ingress)
         encoder = TextEncoder.of_family(family)
         self._service = TextService(
             family.spec, encoder, backend, config.limits, config.ingress.max_waiting_texts
         )
+        self._cors_origins = config.security.cors_origins
+        self._keyring: Keyring | None = None
+        if config.security.keys_file is not None:
+            fewest = narrowest(family.spec, config)
+            self._keyring = Keyring(config.security.keys_file, config.limits, fewest)
+            self._keyring.start()
+        self._door = Door(config.security, self._keyring)
         RayMetrics(self._stats_here)
         collect_rarely()
 
@@ -91,14 +103,14 @@ class MuxIngress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""
-        app = create_app(self._service)
+        app = create_app(self._service, self._door, self._cors_origins)
         if self._listener is not None:
             self._listener.start(app)
         if self._ingress.grpc_port is not None:
             from muxserve.serving.oip_grpc import GrpcListener  # needs the extra 'triton'
 
             host, port = self._ingress.direct_host, self._ingress.grpc_port
-            self._grpc = GrpcListener(self._service, host, port, self._connections)
+            self._grpc = GrpcListener(self._service, host, port, self._connections, self._door)
         return app
 
     async def __del__(self) -> None:
@@ -107,6 +119,8 @@ class MuxIngress:
             await self._grpc.stop()
         if self._listener is not None:
             await self._listener.stop()
+        if self._keyring is not None:
+            self._keyring.close()
 
     async def classify(
         self,

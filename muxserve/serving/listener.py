@@ -59,7 +59,7 @@ class Listener:
             access_log=False,
             log_config=None,
             server_header=False,
-            # Nobody here reads the client's address.
+            # Whom to believe is security.trusted_proxies' to say, and no variable's.
             proxy_headers=False,
         )
         self._connections.start()

@@ -16,9 +16,10 @@ from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError
-from muxserve.serving.callers import of_grpc_peer
 from muxserve.serving.connections import ConnectionsConfig, grpc_connections_allowed
-from muxserve.serving.errors import Internal, NotFound
+from muxserve.serving.doors import Door
+from muxserve.serving.errors import BodyTooLarge, Internal, NotFound, Unauthenticated
+from muxserve.serving.grpc_gate import Gate, refuse_call
 from muxserve.serving.oip import (
     MOST_TENSORS,
     VERSION,
@@ -61,17 +62,19 @@ class GrpcListener:
         host: str,
         port: int,
         connections: ConnectionsConfig | None = None,
+        door: Door | None = None,
     ) -> None:
-        """Bind at once.
+        """Bind at once. Without a door, whoever reaches the port may ask.
 
         Raises:
             InvalidInput: nothing can listen there.
         """
         most = service.limits.max_body_bytes
         options = _options(connections or ConnectionsConfig(), most)
-        self._server = grpc.aio.server(options=options)
+        door = door or Door()
+        self._server = grpc.aio.server(options=options, interceptors=[Gate(door, _METHODS)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            _Servicer(Model(service), service.limits.max_texts_per_request), self._server
+            _Servicer(service, door), self._server
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -113,11 +116,12 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """What is not here answers UNIMPLEMENTED, as gRPC does by itself."""
+    """What is not here is UNIMPLEMENTED."""
 
-    def __init__(self, model: Model, most_texts: int) -> None:
-        self._model = model
-        self._most_texts = most_texts
+    def __init__(self, service: TextService, door: Door) -> None:
+        self._service = service
+        self._model = Model(service)
+        self._door = door
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
         return pb.ServerLiveResponse(live=True)
@@ -147,15 +151,22 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
         async def answer() -> Any:
+            caller = self._door.grpc_caller(context.peer(), context.invocation_metadata())
             self._model.check(request.model_name, request.model_version)
+            limits = self._service.limits_of(caller)
+            if request.ByteSize() > limits.max_body_bytes:
+                raise BodyTooLarge(
+                    f"the message is over {limits.max_body_bytes} bytes; send the texts in several"
+                )
             arrays = await self._model.infer(
-                _read(request, self._most_texts),
-                of_grpc_peer(context.peer()),
-                context.time_remaining(),
+                _read(request, limits.max_texts_per_request), caller, context.time_remaining()
             )
             return _write(request, self._model.name, arrays)
 
         return await _told(context, answer)
+
+
+_METHODS = {name for name in vars(_Servicer) if not name.startswith("_")}
 
 
 async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> Response:
@@ -167,6 +178,9 @@ async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> 
     except Exception:
         log.exception("a call failed unexpectedly")
         failure = Internal()
+    if isinstance(failure, Unauthenticated):
+        # The key was taken away since the call came in.
+        await refuse_call(context, failure)
     status = _STATUS.get(failure.status, grpc.StatusCode.INTERNAL)
     await context.abort(status, failure.message)
     raise AssertionError("abort raises")

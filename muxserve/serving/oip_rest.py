@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
 from muxserve.serving.body import ClientGone, read_body
-from muxserve.serving.callers import Caller, of_client
+from muxserve.serving.callers import CALLER, Caller
 from muxserve.serving.errors import Internal, shown
 from muxserve.serving.oip import (
     MOST_TENSORS,
@@ -149,18 +149,17 @@ class _Infer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = time.monotonic()
-        service, limits = self._service, self._service.limits
+        service, caller = self._service, scope[CALLER]
+        limits = service.limits_of(caller)
         headers: list[tuple[bytes, bytes]] = []
         status, content_type = 200, b"application/json"
         try:
             self._model.check(**scope["path_params"])
-            service.check_room()
+            service.check_room(caller)
             body = await read_body(
                 scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
             )
-            content, json_bytes = await self._answer(
-                body, _headers(scope), began_s, of_client(scope.get("client"))
-            )
+            content, json_bytes = await self._answer(body, _headers(scope), began_s, caller)
             if json_bytes is not None:
                 content_type = b"application/octet-stream"
                 headers.append((_LENGTH, str(json_bytes).encode()))
@@ -183,7 +182,7 @@ class _Infer:
     ) -> tuple[bytes, int | None]:
         """The response's body, and the bytes of its JSON where binary data follows them."""
         json_end = _json_end(headers, len(body))
-        most_texts = self._service.limits.max_texts_per_request
+        most_texts = self._service.limits_of(caller).max_texts_per_request
         asked = parse(InferBody, body[:json_end], most_texts)
         inference = _read(asked, body[json_end:], most_texts)
         arrays = await self._model.infer(inference, caller, since_s=began_s)

@@ -4,6 +4,8 @@ The functions here have the types of the interface and no bodies: FastAPI derive
 from them, and they never serve a request (``muxserve.serving.http`` does, without FastAPI's cost).
 """
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +13,7 @@ from fastapi.responses import PlainTextResponse
 
 from muxserve import __version__
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TextTooLong
-from muxserve.serving.errors import Internal, MalformedJson
+from muxserve.serving.errors import Internal, MalformedJson, Unauthenticated
 from muxserve.serving.oip_rest import InferBody
 from muxserve.serving.schemas import (
     ClassificationRequest,
@@ -61,6 +63,11 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
             },
         },
     }
+}
+
+_REFUSED = {
+    "description": "`unauthenticated`: no API key, or one that nobody has",
+    "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer."}},
 }
 
 _described = FastAPI(title="muxserve", version=__version__, description=_ABOUT)
@@ -151,6 +158,18 @@ def model_infer(name: str, body: InferBody, version: str = "1") -> dict[str, Any
     raise NotImplementedError
 
 
-def describe() -> dict[str, Any]:
-    """The OpenAPI document."""
-    return _described.openapi()
+def describe(needs_key: Callable[[str], bool] = lambda _: False) -> dict[str, Any]:
+    """The OpenAPI document.
+
+    Args:
+        needs_key: whether a path asks for an API key.
+    """
+    document = copy.deepcopy(_described.openapi())
+    closed = [path for path in document["paths"] if needs_key(path)]
+    if closed:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path in closed:
+        for operation in document["paths"][path].values():
+            operation["security"] = [{"key": []}]
+            operation["responses"][str(Unauthenticated.status)] = _REFUSED
+    return document

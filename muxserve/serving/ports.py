@@ -7,6 +7,7 @@ by the wrong model without a word. So a port has one owner, told by a lock that 
 
 import fcntl
 import os
+import random
 import socket
 import tempfile
 import time
@@ -17,6 +18,8 @@ from muxserve.errors import InvalidInput
 
 #: Whoever holds a lock alone holds it for microseconds.
 _TRIES, _PAUSE_S = 50, 0.02
+#: Where ``free_block`` looks.
+_BLOCKS = (20_000, 30_000)
 
 
 def check_port_is_free(host: str, port: int, field: str) -> None:
@@ -43,6 +46,27 @@ def check_port_is_free(host: str, port: int, field: str) -> None:
                 f"cannot listen on {host}:{port}: {error.strerror}; choose another with {field}",
                 field=field,
             ) from None
+
+
+def free_block(size: int) -> int:
+    """The first of ``size`` ports in a row that are free on this machine's loopback address.
+
+    They lie below those that the kernel gives to clients, and others are unlikely to choose the
+    same: the first one is drawn.
+
+    Raises:
+        InvalidInput: there is no such block.
+    """
+    starts = list(range(*_BLOCKS, size))
+    random.shuffle(starts)
+    for start in starts:
+        try:
+            for port in range(start, start + size):
+                check_port_is_free("127.0.0.1", port, "another --proxy")
+        except InvalidInput:
+            continue
+        return start
+    raise InvalidInput(f"no {size} free ports in a row between {_BLOCKS[0]} and {_BLOCKS[1]}")
 
 
 class PortClaim:

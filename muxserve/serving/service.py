@@ -9,6 +9,7 @@ import contextlib
 import copy
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,6 +102,7 @@ class TextService:
         self.timers = Timers()
         self._most_texts = most_texts
         self._texts = 0
+        self._texts_of: Counter[str] = Counter()  # by caller
         self._shed = 0
         self._expired = 0
         self._missing_engines = 0
@@ -132,20 +134,26 @@ class TextService:
         Raises:
             MuxserveError: with the field at fault.
         """
-        if len(texts) > self.limits.max_texts_per_request:
+        limits = self.limits_of(caller)
+        if len(texts) > limits.max_texts_per_request:
             raise TooManyTexts(
-                f"{len(texts)} texts in one request, at most {self.limits.max_texts_per_request} "
+                f"{len(texts)} texts in one request, at most {limits.max_texts_per_request} "
                 "are allowed; send them in several",
                 field="inputs",
             )
-        self._check_characters(texts)
+        _check_characters(texts, limits.max_characters_per_text)
         came_s = time.perf_counter()
-        most_s = self.limits.request_timeout_s
+        most_s = limits.request_timeout_s
         began_s = time.monotonic() if since_s is None else since_s
         deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
-        options = RequestOptions(max_num_instances, deadline_s, isolation_key, caller.name)
+        options = RequestOptions(
+            caller.cap(max_num_instances),
+            deadline_s,
+            caller.isolation_key(isolation_key),
+            caller.name,
+        )
         try:
-            with self.timers.timeout(deadline_s - time.monotonic()), self._place(len(texts)):
+            with self.timers.timeout(deadline_s - time.monotonic()), self._place(caller, texts):
                 started_s = time.perf_counter()
                 tokens = await self._tokenizing.encode(texts, truncate=truncate)
                 encoded_s = time.perf_counter()
@@ -167,17 +175,11 @@ class TextService:
         self.stages.texts += len(texts)
         return Answered(predictions, tokens)
 
-    def _check_characters(self, texts: Sequence[str]) -> None:
-        """Raise TextTooLong for a text that is not even tokenized."""
-        most = self.limits.max_characters_per_text
-        for index, text in enumerate(texts):
-            if len(text) > most:
-                raise TextTooLong(
-                    f"the text has {len(text)} characters, at most {most} are read; shorten it",
-                    field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
-                )
+    def limits_of(self, caller: Caller) -> LimitsConfig:
+        """What one request of this caller may ask for."""
+        return caller.limits or self.limits
 
-    def check_room(self) -> None:
+    def check_room(self, caller: Caller) -> None:
         """Raise where not even one text has a place: before a request is read, which costs more.
 
         Raises:
@@ -185,21 +187,37 @@ class TextService:
         """
         if self._texts >= self._most_texts:
             raise self._refusal(1)
+        self._check_own_room(caller, 1)
+
+    def _check_own_room(self, caller: Caller, texts: int) -> None:
+        most, held = caller.max_waiting_texts, self._texts_of[caller.name]
+        if most is not None and held and held + texts > most:
+            self._shed += texts
+            raise Overloaded(
+                f"{held} texts of this API key are under way, at most {most} may be; try again "
+                "when some are answered"
+            )
 
     @contextlib.contextmanager
-    def _place(self, texts: int) -> Iterator[None]:
-        """Hold a place for so many texts, from before they cost anything until they are answered.
+    def _place(self, caller: Caller, asked: Sequence[str]) -> Iterator[None]:
+        """Hold a place for each text, from before they cost anything until they are answered.
 
         Raises:
             Overloaded: there is none. A request that is alone always has one.
         """
+        texts = len(asked)
         if self._texts and self._texts + texts > self._most_texts:
             raise self._refusal(texts)
+        self._check_own_room(caller, texts)
         self._texts += texts
+        self._texts_of[caller.name] += texts
         try:
             yield
         finally:
             self._texts -= texts
+            self._texts_of[caller.name] -= texts
+            if not self._texts_of[caller.name]:
+                del self._texts_of[caller.name]
 
     def _refusal(self, texts: int) -> Overloaded:
         """Count the texts and say why they are refused."""
@@ -230,6 +248,16 @@ class TextService:
             "stages": asdict(self.stages),
             "latency": {"within": self.latency.within()},
         }
+
+
+def _check_characters(texts: Sequence[str], most: int) -> None:
+    """Raise TextTooLong for a text that is not even tokenized."""
+    for index, text in enumerate(texts):
+        if len(text) > most:
+            raise TextTooLong(
+                f"the text has {len(text)} characters, at most {most} are read; shorten it",
+                field=f"inputs[{index}]" if len(texts) > 1 else "inputs",
+            )
 
 
 def _of_text(error: MuxserveError, index: int, count: int) -> MuxserveError:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from tokenizers import Encoding, Tokenizer
 
+from muxserve.extras import require
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -222,10 +224,9 @@ def _json_lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, dict[str
 
 def read_parquet(path: Path) -> "Dataset":
     """The rows of a Parquet file; ValueError for what is none."""
-    try:
-        from datasets import Dataset
-    except ModuleNotFoundError:
-        raise ValueError(f"{path}: Parquet needs pip install 'muxserve[training]'") from None
+    require(f"{path}: Parquet", "training", "datasets")
+    from datasets import Dataset
+
     try:
         return Dataset.from_parquet(str(path), keep_in_memory=True)
     except Exception as error:  # pyarrow's and datasets' own kinds

@@ -13,9 +13,10 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from muxserve.models.checkpoint import fetch, read_config
+from muxserve.models.checkpoint import read_config
 from muxserve.models.family import Family, FamilySpec, Member, Task, write_spec
 from muxserve.models.plain import label_names, plain_classifier, problem_type, task_of
+from muxserve.models.source import fetch
 from muxserve.models.source_tokenizer import read_tokenizer
 from muxserve.training import contents
 from muxserve.training.data import checksum, read_texts

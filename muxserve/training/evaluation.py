@@ -22,11 +22,10 @@ from muxserve.models.family import (
     FAMILY_FILE,
     Family,
     FamilySpec,
-    LengthQuality,
-    Quality,
     member_logits,
     write_spec,
 )
+from muxserve.models.spec import LengthQuality, Quality
 from muxserve.models.words import word_spans
 from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, encoded, pad_batch
 from muxserve.training.pretrained import Student
@@ -253,7 +252,7 @@ def store_measured(spec: FamilySpec, measured: Sequence[Measured], folder: Path)
             member.by_length = by_n[member.num_instances].by_length
     try:
         with TemporaryDirectory(dir=folder, prefix=".") as building:
-            write_spec(Path(building), spec)
+            write_spec(Path(building), spec, files=folder)
             (Path(building) / FAMILY_FILE).replace(folder / FAMILY_FILE)
     except OSError as error:
         raise unwritten(folder / FAMILY_FILE, error) from None

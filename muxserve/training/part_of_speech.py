@@ -11,10 +11,10 @@ from typing import Annotated
 import torch
 import typer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 from muxserve.models.family import resolve
 from muxserve.models.heads import IGNORED
+from muxserve.models.tokenizer_file import read_tokenizer_file
 from muxserve.training import contents
 from muxserve.training.brown import LABELS, brown
 from muxserve.training.data import checksum
@@ -59,7 +59,7 @@ def train(
     encoder, base_tokenizer = read_encoder(base)
     tokenizer, kept = cut_tokenizer(base_tokenizer, texts.texts, WORD_PIECES)
     family = resolve(start)
-    known = Tokenizer.from_file(str(family / "tokenizer.json")).get_vocab()
+    known = read_tokenizer_file(family / "tokenizer.json").get_vocab()
     pieces = {row: known[piece] for piece, row in tokenizer.get_vocab().items() if piece in known}
     trained = load_file(family / WEIGHTS / "model.safetensors")
     settings = DistillSettings(steps=steps, retrieval_share=0, bf16=bf16, seed=seed)

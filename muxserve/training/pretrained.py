@@ -21,6 +21,7 @@ from muxserve.models import (
     MuxElectraForSequenceClassification,
     MuxElectraForTokenClassification,
 )
+from muxserve.models.checkpoint import model_config, read_config
 from muxserve.models.family import AUTO_MODELS, Task
 from muxserve.models.source_tokenizer import read_tokenizer
 
@@ -128,8 +129,11 @@ def read_encoder(folder: Path) -> tuple[PlainEncoder, Tokenizer]:
     Raises:
         ValueError: for a folder that has none, or one of another kind.
     """
+    config = model_config(read_config(folder), folder)
     try:
-        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, config=config, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no pretrained encoder: {str(error).splitlines()[0]}") from None
     return plain_encoder(model), read_tokenizer(str(folder), model)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from muxserve.models import (
     MuxBertConfig,
@@ -16,10 +16,11 @@ from muxserve.models import (
     MuxElectraForPreTraining,
 )
 from muxserve.models.asking import usable_positions
-from muxserve.models.checkpoint import fetch, read_config, read_state
+from muxserve.models.checkpoint import model_config, read_config
 from muxserve.models.composition import MuxPreTrainedModel
 from muxserve.models.family import AUTO_MODELS
 from muxserve.models.official import is_official, load_official
+from muxserve.models.source import fetch, read_state
 from muxserve.models.source_tokenizer import read_tokenizer
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.recipe import MOST_TOKENS, StageRecipe
@@ -58,12 +59,12 @@ def stage_network(
         official = load_official(stored, read_state(folder), retrieval_head=True)
         model: PreTrainedModel = _further(recipe, labels, official.config, official.state_dict())
     elif str(stored.get("model_type")).startswith("mux"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = cast(MuxConfig, model_config(stored, folder))
         model = _further(recipe, labels, config, read_state(folder))
     elif recipe.num_instances == 1:
-        model = _plain_classifier(recipe, labels, folder)
+        model = _plain_classifier(recipe, labels, folder, stored)
     else:
-        model = _multiplexed(recipe, labels, folder)
+        model = _multiplexed(recipe, labels, folder, stored)
     return model, read_tokenizer(recipe.tokenizer or str(folder), model)
 
 
@@ -123,10 +124,10 @@ def _further(
 
 
 def _multiplexed(
-    recipe: StageRecipe, labels: Sequence[str] | None, folder: Path
+    recipe: StageRecipe, labels: Sequence[str] | None, folder: Path, stored: dict[str, Any]
 ) -> MuxPreTrainedModel:
     """A plain encoder's weights in a new MUX-PLM."""
-    plain = _read_plain(AutoModel, folder)
+    plain = _read_plain(AutoModel, folder, stored)
     encoder = plain_encoder(plain)
     positions = int(encoder.sizes["max_position_embeddings"])
     n = recipe.num_instances or 2
@@ -149,17 +150,20 @@ def _multiplexed(
 
 
 def _plain_classifier(
-    recipe: StageRecipe, labels: Sequence[str] | None, folder: Path
+    recipe: StageRecipe, labels: Sequence[str] | None, folder: Path, stored: dict[str, Any]
 ) -> PreTrainedModel:
     if recipe.stage != "finetune":
         raise ValueError(f"num_instances: {recipe.stage} is for N of 2 and more, got 1")
-    return _read_plain(AUTO_MODELS[recipe.task], folder, **_label_fields(recipe, labels))
+    own = {key: value for key, value in stored.items() if key != "num_labels"}
+    fields = {**own, **_label_fields(recipe, labels)}
+    return _read_plain(AUTO_MODELS[recipe.task], folder, fields)
 
 
-def _read_plain(auto: Any, folder: Path, **fields: Any) -> PreTrainedModel:
+def _read_plain(auto: Any, folder: Path, fields: dict[str, Any]) -> PreTrainedModel:
+    config = model_config(fields, folder)
     try:
         model = auto.from_pretrained(
-            folder, ignore_mismatched_sizes=True, trust_remote_code=False, **fields
+            folder, config=config, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"start: {folder}: {str(error).splitlines()[0]}") from None

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from muxserve.models import MuxConfig, MuxElectraConfig
-from muxserve.models.checkpoint import fetch
+from muxserve.models.source import fetch
 from muxserve.training import contents
 from muxserve.training.corpora import (
     Use,

@@ -5,7 +5,7 @@ import pytest
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.widths import allowed_widths
 from muxserve.errors import FamilyError
-from muxserve.models.family import FamilySpec, Member, Quality
+from muxserve.models.spec import FamilySpec, Member, Quality
 
 WIDTHS = [1, 2, 5]
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from muxserve.errors import InvalidInput
 from muxserve.loadtest.scenario import ScenarioError, ServerSpec, TextsSpec, read_scenario
 from muxserve.loadtest.texts import load_texts
-from muxserve.loadtest.variation import at_url, lengthened
+from muxserve.loadtest.variation import at_url, lengthened, with_key
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "loadtests" / "scenarios").glob("*.yaml"))
@@ -98,6 +99,18 @@ def test_a_scenario_is_varied_from_the_command_line(tmp_path):
     assert [one.url for one in scenario.servers] == ["http://127.0.0.1:1"]
     assert scenario.load[0].duration_s == pytest.approx(3)
     assert scenario.load[0].warm_up_s == pytest.approx(0.2)
+
+
+def test_a_key_comes_from_a_file(tmp_path):
+    file, key = tmp_path / "mine.yaml", tmp_path / "key"
+    file.write_text(GOOD + "headers: {Authorization: old, x-a: b}\n")
+    key.write_text("c0ffee-c0ffee-c0ffee\n")
+    headers = with_key(read_scenario(file), key).headers
+    assert headers == {"x-a": "b", "authorization": "Bearer c0ffee-c0ffee-c0ffee"}
+    for wrong in ("", "two keys", "é" * 20):
+        key.write_text(wrong)
+        with pytest.raises(InvalidInput, match="expected one API key"):
+            with_key(read_scenario(file), key)
 
 
 def test_opinions_have_no_labels_for_a_family_of_others():

@@ -223,7 +223,7 @@ def test_a_name_on_the_hub_is_fetched(official, tokenizer, tmp_path, monkeypatch
                 shutil.copy(file, cached / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     in_cache = partial(huggingface_hub.snapshot_download, cache_dir=tmp_path / "hub")
-    monkeypatch.setattr("muxserve.models.checkpoint.snapshot_download", in_cache)
+    monkeypatch.setattr("muxserve.models.source.snapshot_download", in_cache)
     made = convert("some/mux", tmp_path / "out", tokenizer="some/tokenizer", labels=LABELS)
     assert made.served
     with pytest.raises(FamilyError, match=r"some/other: no such folder here, and the hub did not"):

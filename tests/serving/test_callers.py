@@ -10,7 +10,7 @@ from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
 from muxserve.serving.backend import LocalBackend
-from muxserve.serving.callers import of_address, of_client, of_grpc_peer
+from muxserve.serving.callers import Caller, of_address, peer_address
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.http import create_app
 from muxserve.serving.listener import Listener
@@ -33,10 +33,40 @@ def test_a_caller_is_an_address_or_a_network(address, name):
     assert of_address(address).name == name
 
 
-def test_every_protocol_gives_the_same_caller():
-    assert of_client(("10.0.0.1", 5)) == of_grpc_peer("ipv4:10.0.0.1:6") == of_address("10.0.0.1")
-    assert of_client(("::1", 5)) == of_grpc_peer("ipv6:%5B::1%5D:6") == of_address("::1")
-    assert of_client(None) == of_grpc_peer("unix:") == of_address("")
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.0.0.1:6", "10.0.0.1"),
+        ("ipv6:%5B::1%5D:6", "::1"),
+        ("ipv6:[2001:db8::1]:6", "2001:db8::1"),
+        ("unix:", ""),
+        ("", ""),
+    ],
+)
+def test_a_peer_of_grpc_has_the_address_that_http_has(peer, address):
+    assert peer_address(peer) == address
+
+
+def test_an_isolation_key_reaches_no_group_of_another_key():
+    """Whatever a request asks for: the engine's key begins with the name of the API key."""
+    isolated = Caller("key:a", key="a", isolated=True)
+    shared = Caller("key:b", key="b")
+    nobody = of_address("10.0.0.1")
+    assert shared.isolation_key(None) is nobody.isolation_key(None) is None
+    asked = [None, "x", "a", ":", "a:", "a:x", ":x", "b:"]
+    given = {
+        (caller.name, one): caller.isolation_key(one)
+        for caller in (isolated, shared, nobody)
+        for one in asked
+    }
+    keys = [key for key in given.values() if key is not None]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_cap_is_the_narrower_one():
+    capped = Caller("key:a", max_num_instances=2)
+    assert [capped.cap(asked) for asked in (None, 1, 2, 5)] == [2, 1, 2, 2]
+    assert [of_address("10.0.0.1").cap(asked) for asked in (None, 5)] == [None, 5]
 
 
 def test_counters_do_not_tell_that_another_sent_the_same_text(tiny_family):

@@ -1,6 +1,7 @@
 """``muxserve serve`` as a process: what it opens, what it refuses, and how it ends."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -152,26 +153,112 @@ def test_replicas_that_do_not_fit_are_told_in_one_line(start, other):
     assert other.answers()
 
 
+def listening(pid: int) -> dict[int, set[str]]:
+    """The ports that a process and those below it listen on, each with its addresses."""
+    found: dict[int, set[str]] = {}
+    own = psutil.Process(pid)
+    for process in [own, *own.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for one in process.net_connections("inet"):
+                if one.status == psutil.CONN_LISTEN:
+                    address = one.laddr.ip.removeprefix("::ffff:")
+                    found.setdefault(one.laddr.port, set()).add(address)
+    return found
+
+
+def is_ours(port: int) -> bool:
+    """Whether requests of clients are answered there."""
+    try:
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict", json=QUESTION, timeout=2)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200
+
+
+def check_what_is_open(pid: int, promised: dict[int, str], behind: range = range(0)) -> None:
+    """As the table in docs/serving.md says: these ports, and Ray's own, which answer nobody.
+
+    Args:
+        pid: of what was started.
+        promised: the address of each port.
+        behind: of these there are some, for the loopback alone.
+    """
+    found = listening(pid)
+    assert {port: found.get(port) for port in promised} == {
+        port: {address} for port, address in promised.items()
+    }
+    others = {port: hosts for port, hosts in found.items() if port not in promised}
+    inner = {port: hosts for port, hosts in others.items() if port in behind}
+    assert bool(inner) == bool(behind)
+    assert all(hosts == {"127.0.0.1"} for hosts in inner.values())
+    for port in others.keys() - inner.keys():
+        # Ray's proxy and its direct ingress would be at 8000, and from 30000 and 40000 on.
+        assert port > 10_000
+        assert port not in (30_000, 40_000) or "::" in others[port]
+        assert not is_ours(port), f"{port} of {others[port]} answers"
+
+
 @pytest.mark.ray
-def test_what_is_open_is_what_the_docs_say(other):
-    promised = {other.port, other.grpc_port}
-    found = set()
-    for process in [psutil.Process(other.process.pid), *other.started()]:
-        if not process.is_running():
-            continue
-        for one in process.net_connections("inet"):
-            if one.status != psutil.CONN_LISTEN:
-                continue
-            if one.laddr.port in promised:
-                found.add(one.laddr.port)
-                assert one.laddr.ip.removeprefix("::ffff:") == "127.0.0.1"
-            else:
-                # Ray's proxy, and its direct ingress with HTTP and gRPC.
-                ports = (8000, 9000, *range(30000, 31001), *range(40000, 41001))
-                chosen_by_the_kernel = one.laddr.ip in ("::", "0.0.0.0")
-                assert one.laddr.port not in ports or chosen_by_the_kernel
-                assert "Replica" not in process.name() or chosen_by_the_kernel
-    assert found == promised
+def test_what_is_open_without_a_proxy_is_what_the_docs_say(other):
+    check_what_is_open(other.process.pid, {other.port: "127.0.0.1", other.grpc_port: "127.0.0.1"})
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("proxy", ["python", "haproxy"])
+def test_what_is_open_with_a_proxy_is_what_the_docs_say(start, other, proxy):
+    server = start("--proxy", proxy)
+    server.until_ready()
+    of_haproxy = {8404: "0.0.0.0", 9101: "0.0.0.0"} if proxy == "haproxy" else {}
+    check_what_is_open(
+        server.process.pid,
+        {server.port: "127.0.0.1", **of_haproxy},
+        range(20_000, 30_000) if of_haproxy else range(0),
+    )
+    if of_haproxy:
+        second = start("--proxy", proxy)
+        assert second.ended() == 2
+        assert "cannot listen on 0.0.0.0:8404" in second.said
+    server.process.send_signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert other.answers()
+
+
+@pytest.mark.ray
+def test_what_serve_run_opens_is_what_the_docs_say(other, tiny_family: Path, tmp_path: Path):
+    port, direct_port = free_port(), free_port()
+    args = {
+        "family": str(tiny_family),
+        "ingress.direct_port": direct_port,
+        "engine.warm_up_s": 1,
+    }
+    app = {"name": "tiny", "import_path": "deployments.sentiment:app", "args": args}
+    config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", tmp_path / "config.yaml"],
+            cwd=ROOT,
+            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            end = time.monotonic() + BOUND_S
+            while not (is_ours(port) and is_ours(direct_port)):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < end, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            dashboard = {one: "127.0.0.1" for one in listening(process.pid) if one in (8265, 8266)}
+            check_what_is_open(
+                process.pid, {port: "127.0.0.1", direct_port: "127.0.0.1", **dashboard}
+            )
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(BOUND_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    assert other.answers()
 
 
 @pytest.mark.ray
@@ -195,31 +282,3 @@ def test_a_second_signal_ends_it_at_once(start):
     server.process.send_signal(signal.SIGINT)
     server.process.send_signal(signal.SIGTERM)
     assert server.ended() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
-
-
-def test_a_missing_extra_is_one_line_before_ray_starts(tiny_family: Path):
-    # As where it is not installed: the finder knows no such package.
-    blocked = (
-        "import sys, importlib.util as u\n"
-        "find, blocked = u.find_spec, sys.argv[1]\n"
-        "u.find_spec = lambda name, *a: None if name == blocked else find(name, *a)\n"
-        "sys.argv = ['muxserve', *sys.argv[2:]]\n"
-        "from muxserve.cli import main\n"
-        "main()\n"
-    )
-    for package, extra, settings in (
-        ("openvino", "openvino", ["engine.runtime=openvino"]),
-        ("tritonclient", "triton", ["backend=triton", "triton.url=127.0.0.1:1"]),
-    ):
-        ended = subprocess.run(
-            [sys.executable, "-c", blocked, package, *SERVE[3:], tiny_family, *settings],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=BOUND_S,
-            check=False,
-        )
-        assert ended.returncode == 2, ended.stderr
-        lines = ended.stderr.strip().splitlines()
-        assert len(lines) == 1
-        assert f"pip install 'muxserve[{extra}]'" in lines[0]
