@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from muxserve.errors import FamilyError
-from muxserve.models.files import reason
+from muxserve.models.source import first_line
 
 #: Fields that state how many tokens a model takes; the first that is there counts.
 _STATED = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -166,7 +166,7 @@ def _forward_or_refuse(
         rows, length = batch["input_ids"].shape
         texts = "a text" if rows == 1 else f"{rows} texts"
         raise FamilyError(
-            f"{kind} cannot be served: it fails on {texts} of {length} tokens: {reason(error)}"
+            f"{kind} cannot be served: it fails on {texts} of {length} tokens: {first_line(error)}"
         ) from None
     if logits is None:
         raise FamilyError(f"{kind} cannot be served: it gives no logits")
@@ -211,7 +211,7 @@ def _check_tokens(model: PreTrainedModel, rows: _Rows, length: int, kind: str) -
     except Exception as error:
         raise FamilyError(
             f"{kind} cannot be served: a text that has the end token {rows.end} in it makes the "
-            f"texts beside it fail: {reason(error)}"
+            f"texts beside it fail: {first_line(error)}"
         ) from None
     if after is None or not _same(after[1], before[1]):
         raise FamilyError(

@@ -19,8 +19,7 @@ from muxserve.errors import FamilyError
 from muxserve.models.checkpoint import empty_model, model_config
 from muxserve.models.claims import label_fault
 from muxserve.models.family import AUTO_MODELS, Task
-from muxserve.models.files import reason
-from muxserve.models.source import State, read_state
+from muxserve.models.source import State, first_line, read_state
 
 #: Fields that are read here, not by ``transformers``, which takes the length of ``id2label`` for
 #: the number of labels; and one that would point to code.
@@ -61,7 +60,7 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
 
     Args:
         folder: with weights.
-        config: its ``config.json``, as ``read_config`` has checked it.
+        config: its ``config.json``.
 
     Raises:
         FamilyError: for another architecture, or tensors that do not fit its config.
@@ -75,7 +74,7 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
             "classifier of texts or tokens",
             field="architectures",
         )
-    named = _named_labels(config)
+    named = _named_labels(config, file)
     count, certain = _label_count(config, named)
     state = read_state(folder)
     rows = max((tensor.shape[0] for tensor in state.values() if tensor.dim()), default=0)
@@ -150,15 +149,24 @@ def _architecture(config: dict[str, Any]) -> str:
     return first if isinstance(first, str) else "(none)"
 
 
-def _named_labels(config: dict[str, Any]) -> dict[int, str]:
+def _named_labels(config: dict[str, Any], file: Path) -> dict[int, str]:
     """``id2label`` by number, with whatever gaps it has."""
     stored = config.get("id2label") or {}
-    return {int(index): str(name) for index, name in stored.items() if name is not None}
+    try:
+        named = {int(index): name for index, name in stored.items()}
+    except (AttributeError, ValueError):
+        named = {-1: ""}
+    if any(index < 0 or not isinstance(name, str) for index, name in named.items()):
+        raise FamilyError(
+            f"{file}: field id2label: expected the names of labels by their numbers",
+            field="id2label",
+        )
+    return named
 
 
 def _label_count(config: dict[str, Any], named: dict[int, str]) -> tuple[int, bool]:
     """How many labels the config claims, and whether it leaves no doubt about it."""
-    stated = config.get("num_labels")
+    stated: int | None = config.get("num_labels")
     if named:
         whole = sorted(named) == list(range(len(named)))
         return (len(named), True) if whole else (stated or max(named) + 1, False)
@@ -185,7 +193,7 @@ def _load(
                 trust_remote_code=False,
             )
         except Exception as error:
-            raise FamilyError(f"{file.parent}: {reason(error)}") from None
+            raise FamilyError(f"{file.parent}: {first_line(error)}") from None
     return model, report
 
 

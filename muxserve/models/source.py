@@ -1,4 +1,4 @@
-"""A checkpoint's folder in, its tensors out; from here or from the Hugging Face hub.
+"""A folder or a name on the Hugging Face hub in; the tensors of its checkpoint out.
 
 Weights are one file or several with an index, safetensors or pickled. Pickled ones are read as
 tensors only, and an index may name nothing but files that lie beside it.
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from muxserve.errors import FamilyError
-from muxserve.models.files import read_json_object, reason
+from muxserve.models.files import read_json_object
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 #: What is fetched of a checkpoint on the hub.
@@ -39,7 +39,7 @@ def fetch(source: str, patterns: Sequence[str] = FILES) -> Path:
         raise FamilyError(f"{source}: no such folder, and no name of a model either") from None
     except (HfHubHTTPError, OSError) as error:
         raise FamilyError(
-            f"{source}: no such folder here, and the hub did not give it: {reason(error)}"
+            f"{source}: no such folder here, and the hub did not give it: {first_line(error)}"
         ) from None
 
 
@@ -62,6 +62,11 @@ def read_state(folder: Path) -> State:
         if index.is_file():
             return _read_sharded(index, read)
     raise FamilyError(f"{folder}: no weights; expected {' or '.join(WEIGHTS)}, or an index of them")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_sharded(index: Path, read: Callable[[Path], State]) -> State:
@@ -97,7 +102,9 @@ def _read_pickled(file: Path) -> State:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no pickle makes the reader raise anything
-        raise FamilyError(f"{file}: refused, it is not tensors alone: {reason(error)}") from None
+        raise FamilyError(
+            f"{file}: refused, it is not tensors alone: {first_line(error)}"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise FamilyError(f"{file}: expected a dictionary of tensors")
     return state

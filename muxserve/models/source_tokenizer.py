@@ -60,10 +60,10 @@ def read_source_tokenizer(source: str, model: PreTrainedModel) -> SourceTokenize
                 "checkpoints use bert-base-uncased)",
                 field="tokenizer",
             )
-        check_links(folder, (*TOKENIZER_FILES, _SETTINGS))
+        check_links(folder, TOKENIZER_FILES)
     rows = int(model.config.vocab_size)
-    # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
     if file.is_file():
+        # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
         made = read_tokenizer_file(file, rows=rows)
     else:
         made = built_tokenizer(file.parent, rows=rows)
