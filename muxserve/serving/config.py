@@ -37,6 +37,13 @@ class LimitsConfig(BaseModel):
         le=1024**3,
         description="Bytes of one request's body; more are refused with 413.",
     )
+    max_bodies_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=1024 * 1024,
+        le=1024**4,
+        description="Bytes of one caller's bodies that are still coming to one ingress over HTTP; "
+        "all callers together may have a quarter more. What goes beyond is refused with 503.",
+    )
     request_timeout_s: float = Field(
         30.0,
         gt=0,

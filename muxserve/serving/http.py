@@ -24,7 +24,7 @@ from muxserve import __version__
 from muxserve.engine.tokens import Truncate
 from muxserve.errors import MuxserveError, NotReady, Overloaded
 from muxserve.serving.answers import Entry, entries
-from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.body import ClientGone
 from muxserve.serving.callers import CALLER, Caller
 from muxserve.serving.cors import Cors
 from muxserve.serving.doors import Door
@@ -225,8 +225,8 @@ class _JsonEndpoint:
         limits = service.limits_of(caller)
         try:
             await service.check_room(caller)
-            body = await read_body(
-                scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
+            body = await service.bodies.read(
+                scope, receive, limits.max_body_bytes, limits.request_timeout_s, caller.name
             )
             reply = await self._answer(body, began_s, caller)
         except ClientGone:

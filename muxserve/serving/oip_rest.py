@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
-from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.body import ClientGone
 from muxserve.serving.callers import CALLER, Caller
 from muxserve.serving.errors import Internal, shown
 from muxserve.serving.oip import (
@@ -156,8 +156,8 @@ class _Infer:
         try:
             self._model.check(**scope["path_params"])
             await service.check_room(caller)
-            body = await read_body(
-                scope, receive, limits.max_body_bytes, limits.request_timeout_s, service.timers
+            body = await service.bodies.read(
+                scope, receive, limits.max_body_bytes, limits.request_timeout_s, caller.name
             )
             content, json_bytes = await self._answer(body, _headers(scope), began_s, caller)
             if json_bytes is not None:

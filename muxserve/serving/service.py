@@ -21,6 +21,7 @@ from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TextTooLong, TooManyTexts
 from muxserve.models.family import FamilySpec
 from muxserve.serving.backend import Backend
+from muxserve.serving.body import Bodies
 from muxserve.serving.callers import HANDLES, Caller
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.fates import Fates
@@ -108,6 +109,7 @@ class TextService:
         self.fates = Fates()
         self.latency = Latency()
         self.timers = Timers()
+        self.bodies = Bodies(limits.max_bodies_bytes, self.timers)
         self._room = Room(most_texts, BULK_TEXTS)
         self._shed = 0
         self._expired = 0

@@ -24,20 +24,20 @@ import asyncio, json, resource, sys, logging
 import uvloop
 logging.basicConfig(level=logging.INFO)
 from muxserve.errors import MuxserveError
-from muxserve.serving.body import ClientGone, read_body
+from muxserve.serving.body import Bodies, ClientGone
 from muxserve.serving.connections import ConnectionsConfig
 from muxserve.serving.listener import Listener
 from muxserve.serving.timers import Timers
 port, descriptors, settings = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
-timers = Timers()
+bodies = Bodies(2**20, Timers())
 async def app(scope, receive, send):
     status, headers = 200, []
     try:
         if scope["path"] == "/large":
             body = b"x" * 20_000_000
         else:
-            body = await read_body(scope, receive, 100_000, 2.0, timers)
+            body = await bodies.read(scope, receive, 100_000, 2.0, "")
     except ClientGone:
         return
     except MuxserveError as error:
