@@ -73,6 +73,8 @@ def serve_until_stopped(
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TURN_S = 0.02
+#: What Ray started has so long to end by itself.
+_LEAVE_S = 2.0
 
 
 def _run(
@@ -129,10 +131,16 @@ def _run(
         on_ready()
         stop.wait()
     finally:
+        processes = psutil.Process().children(recursive=True)
         if serving:
             # It would connect to any Ray of this machine, were ours not there.
             serve.shutdown()
         ray.shutdown()
+        # An actor of Ray that is killed leaves the HAProxy behind that it has started.
+        _, left = psutil.wait_procs(processes, timeout=_LEAVE_S)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _has_another_handler(record: logging.LogRecord) -> bool:
