@@ -1,8 +1,10 @@
 """muxserve as its users start it, in processes of its own, to be measured from outside."""
 
+import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 from muxserve.bench.processes import cpu_seconds, stop
 
 HOST = "127.0.0.1"
+_FREE_PORTS = (10_000, 20_000)
 _START_LIMIT_S, _STOP_LIMIT_S = 180.0, 30.0
 
 
@@ -49,11 +52,16 @@ class RunningServer:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of this machine that nothing listens on.
+
+    It lies below those that the kernel gives to clients and to Ray's processes: one of them would
+    take it before the server does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_FREE_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 @contextmanager

@@ -17,8 +17,14 @@ import psutil
 import ray
 from ray import serve
 
-from muxserve.errors import InvalidInput
+from muxserve.errors import InvalidInput, MuxserveError
 from muxserve.serving.placement import Need, shortfall
+
+
+class DoesNotStart(MuxserveError):
+    """A replica of the application failed while it was started."""
+
+    code = "does_not_start"
 
 
 def serve_until_stopped(
@@ -37,6 +43,7 @@ def serve_until_stopped(
 
     Raises:
         InvalidInput: this machine lacks what is wanted.
+        DoesNotStart: a replica failed.
     """
     stop = threading.Event()
     ended = threading.Event()
@@ -75,6 +82,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TURN_S = 0.02
 #: What Ray started has so long to end by itself.
 _LEAVE_S = 2.0
+#: Before the names of our errors, in a traceback.
+_OUR_ERRORS = "muxserve.errors."
 
 
 def _run(
@@ -127,7 +136,7 @@ def _run(
         if stop.is_set():
             return
         if failed:
-            raise failed[0]
+            raise DoesNotStart(_why(failed[0])) from failed[0]
         on_ready()
         stop.wait()
     finally:
@@ -141,6 +150,16 @@ def _run(
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+
+def _why(error: BaseException) -> str:
+    """What a replica said last where it does not start; Ray's error names the deployment alone."""
+    applications = serve.status().applications.values()
+    for deployment in (one for app in applications for one in app.deployments.values()):
+        lines = deployment.message.strip().splitlines()
+        if deployment.status == "DEPLOY_FAILED" and lines:
+            return f"the application does not start: {lines[-1].removeprefix(_OUR_ERRORS)}"
+    return f"the application does not start: {str(error).strip()}"
 
 
 def _has_another_handler(record: logging.LogRecord) -> bool:

@@ -275,6 +275,37 @@ def test_a_port_of_another_server_is_refused_before_ray_starts(start, other, opt
     assert other.answers()
 
 
+BROKEN = """
+from ray import serve
+from muxserve.errors import FamilyError
+from muxserve.serving.local import DoesNotStart, serve_until_stopped
+@serve.deployment
+class Broken:
+    def __init__(self):
+        raise FamilyError("weights.bin: gone since it was checked")
+try:
+    serve_until_stopped(Broken.bind(), None, [], lambda: print("ready"))
+except DoesNotStart as error:
+    print(error)
+"""
+
+
+@pytest.mark.ray
+def test_a_replica_that_fails_is_told_by_what_it_says():
+    ended = subprocess.run(
+        [sys.executable, "-c", BROKEN],
+        cwd=ROOT,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        check=False,
+    )
+    assert ended.stdout.splitlines()[-1] == (
+        "the application does not start: FamilyError: weights.bin: gone since it was checked"
+    )
+
+
 @pytest.mark.ray
 def test_a_second_signal_ends_it_at_once(start):
     server = start()
