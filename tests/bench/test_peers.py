@@ -1,7 +1,6 @@
 """Peers without their environments: requests, answers, the plain model, when pip runs."""
 
 import json
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +20,7 @@ from muxserve.bench.peers import (
     running,
     write_plain_model,
 )
+from muxserve.bench.server import free_port
 from tests.conftest import tiny_tokenizer
 
 TEXT = 'He said "très bon"\nand left \N{SLIGHTLY SMILING FACE}'
@@ -153,13 +153,6 @@ def test_a_peer_without_requirements_runs_here(peer, tmp_path):
     assert environment(replace(peer, requirements=None), tmp_path) == Path(sys.executable)
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 SERVER = """
 import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -174,34 +167,34 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def test_a_running_peer_classifies_and_counts_its_processor_time(peer, tmp_path, free_port):
+def test_a_running_peer_classifies_and_counts_its_processor_time(peer, tmp_path):
     small = replace(peer, command=lambda launch: [sys.executable, "-c", SERVER, str(launch.port)])
-    python = Path(sys.executable)
-    with running(small, python, tmp_path, port=free_port, threads=1) as server:
+    python, port = Path(sys.executable), free_port()
+    with running(small, python, tmp_path, port=port, threads=1) as server:
         assert server.classify(TEXT) == [0.25, 0.75]
-        assert server.url == f"http://127.0.0.1:{free_port}"
+        assert server.url == f"http://127.0.0.1:{port}"
         if Path("/proc/self/stat").exists():
             assert 0 < server.cpu_seconds() < 60
         with (
             pytest.raises(PeerFailed, match="in use"),
-            running(small, python, tmp_path, port=free_port, threads=1),
+            running(small, python, tmp_path, port=port, threads=1),
         ):
             pass
     with pytest.raises(OSError, match="refused"):
         server.classify(TEXT)
 
 
-def test_a_peer_that_ends_is_reported_with_its_log(peer, tmp_path, free_port):
+def test_a_peer_that_ends_is_reported_with_its_log(peer, tmp_path):
     script = "import sys; print('no such model'); sys.exit(3)"
     broken = replace(peer, command=lambda _: [sys.executable, "-c", script])
     with (
         pytest.raises(PeerFailed, match=r"(?s)ended with 3 .*no such model"),
-        running(broken, Path(sys.executable), tmp_path, port=free_port, threads=1),
+        running(broken, Path(sys.executable), tmp_path, port=free_port(), threads=1),
     ):
         pass
 
 
-def test_a_peer_that_answers_no_scores_is_not_ready(peer, tmp_path, free_port):
+def test_a_peer_that_answers_no_scores_is_not_ready(peer, tmp_path):
     odd = replace(
         peer,
         command=lambda launch: [sys.executable, "-c", SERVER, str(launch.port)],
@@ -209,6 +202,6 @@ def test_a_peer_that_answers_no_scores_is_not_ready(peer, tmp_path, free_port):
     )
     with (
         pytest.raises(PeerFailed, match=r"classified nothing within 2 s.*no scores"),
-        running(odd, Path(sys.executable), tmp_path, port=free_port, threads=1, start_limit_s=2),
+        running(odd, Path(sys.executable), tmp_path, port=free_port(), threads=1, start_limit_s=2),
     ):
         pass

@@ -17,6 +17,8 @@ import pytest
 
 from muxserve.bench.server import free_port
 
+pytestmark = [pytest.mark.ray, pytest.mark.chaos]
+
 ROOT = Path(__file__).parents[2]
 BOUND_S = 120
 SERVE = [sys.executable, "-m", "muxserve", "serve", "--family"]
@@ -124,7 +126,6 @@ def runs(server: Server, name: str) -> bool:
     return any(process.is_running() and process.name() == name for process in server.started())
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("moment", RAY_PROCESSES)
 def test_a_signal_while_ray_starts_ends_it_and_nobody_else(start, other, moment):
     server = start()
@@ -135,14 +136,12 @@ def test_a_signal_while_ray_starts_ends_it_and_nobody_else(start, other, moment)
     assert other.answers()
 
 
-@pytest.mark.ray
 def test_a_ray_that_does_not_start_touches_nobody_else(start, other):
     server = start(environment={"RAY_TMPDIR": "/proc/no-such-place"})
     assert server.ended() != 0
     assert other.answers()
 
 
-@pytest.mark.ray
 def test_replicas_that_do_not_fit_are_told_in_one_line(start, other):
     server = start("replicas.num_gpus=1")
     assert server.ended() == 2
@@ -198,12 +197,10 @@ def check_what_is_open(pid: int, promised: dict[int, str], behind: range = range
         assert not is_ours(port), f"{port} of {others[port]} answers"
 
 
-@pytest.mark.ray
 def test_what_is_open_without_a_proxy_is_what_the_docs_say(other):
     check_what_is_open(other.process.pid, {other.port: "127.0.0.1", other.grpc_port: "127.0.0.1"})
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("proxy", ["python", "haproxy"])
 def test_what_is_open_with_a_proxy_is_what_the_docs_say(start, other, proxy):
     server = start("--proxy", proxy)
@@ -223,7 +220,6 @@ def test_what_is_open_with_a_proxy_is_what_the_docs_say(start, other, proxy):
     assert other.answers()
 
 
-@pytest.mark.ray
 def test_what_serve_run_opens_is_what_the_docs_say(other, tiny_family: Path, tmp_path: Path):
     port, direct_port = free_port(), free_port()
     args = {
@@ -261,7 +257,6 @@ def test_what_serve_run_opens_is_what_the_docs_say(other, tiny_family: Path, tmp
     assert other.answers()
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("option", ["--port", "ingress.grpc_port="])
 def test_a_port_of_another_server_is_refused_before_ray_starts(start, other, option):
     if option == "--port":
@@ -290,7 +285,6 @@ except DoesNotStart as error:
 """
 
 
-@pytest.mark.ray
 def test_a_replica_that_fails_is_told_by_what_it_says():
     ended = subprocess.run(
         [sys.executable, "-c", BROKEN],
@@ -306,7 +300,6 @@ def test_a_replica_that_fails_is_told_by_what_it_says():
     )
 
 
-@pytest.mark.ray
 def test_a_second_signal_ends_it_at_once(start):
     server = start()
     server.until(lambda: runs(server, "raylet"), "running raylet")

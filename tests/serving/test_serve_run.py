@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import httpx
 import pytest
 import yaml
 
+from muxserve.bench.server import free_port
+
 ROOT = Path(__file__).parents[2]
 SERVE = Path(sys.executable).with_name("serve")
 BOUND_S = 180
@@ -20,9 +21,7 @@ BOUND_S = 180
 @pytest.mark.ray
 def test_the_yaml_file_serves_until_interrupted(tmp_path, tiny_family):
     content = yaml.safe_load((ROOT / "deployments" / "sentiment.yaml").read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = content["http_options"]["port"] = probe.getsockname()[1]
+    port = content["http_options"]["port"] = free_port()
     arguments = content["applications"][0]["args"]
     arguments["family"] = str(tiny_family)
     arguments["engine"]["warm_up_s"] = 1
