@@ -11,7 +11,7 @@ from ray import serve
 
 from muxserve.bench.server import free_port
 
-BOUND_S = 120
+BOUND_S = 240.0
 
 
 @contextmanager

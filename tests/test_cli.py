@@ -297,6 +297,8 @@ def test_convert_makes_a_family_that_the_other_commands_take(tmp_path):
         "num_instances": 1,
         "folder": str(out / "n1"),
         "served": True,
+        "dropped": [],
+        "max_length": 32,
     }
     assert made.stderr == ""
     answered = muxserve("classify", "--family", str(out), "a good film")

@@ -6,12 +6,12 @@ import sys
 import textwrap
 
 import numpy as np
-import openvino
 import psutil
 import pytest
 
 from muxserve.engine.forward import load_to_serve, make_executor
 from muxserve.engine.memory import PREPARED, Trimmer, rounded_length
+from muxserve.engine.openvino import _openvino
 
 #: In a process of its own, since the bound is one of a process: one shape, some others, and the
 #: first one again, which oneDNN then says to prepare or not; and that with more others.
@@ -70,13 +70,14 @@ def test_torch_keeps_what_it_prepared_for_the_newest_shapes_only(tiny_family):
 
 def test_openvino_is_told_to_keep_as_few(tiny_family, monkeypatch):
     told = []
-    compile_model = openvino.Core.compile_model
+    core = type(_openvino()[0])
+    compile_model = core.compile_model
 
     def compiled(core, graph, device, settings):
         told.append(settings["CPU_RUNTIME_CACHE_CAPACITY"])
         return compile_model(core, graph, device, settings)
 
-    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    monkeypatch.setattr(core, "compile_model", compiled)
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     family = load_to_serve(tiny_family, "float32", [2], runtime="openvino")
     make_executor(family, "openvino", threads=1)

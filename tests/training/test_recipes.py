@@ -134,7 +134,7 @@ def test_the_part_of_speech_family_starts_from_a_deeper_one(tiny, base, start, t
 @pytest.mark.parametrize(
     ("program", "arguments", "says"),
     [
-        (sentiment.train, "--base nowhere", "nowhere: no pretrained encoder: "),
+        (sentiment.train, "--base nowhere", "nowhere/config.json: missing"),
         (sentiment.train, "--base {base} --start {base}/config.json", "not a safetensors file"),
         (part_of_speech.train, "--base {base} --corpus none.tgz", "none.tgz: No such file"),
     ],
