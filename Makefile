@@ -58,7 +58,7 @@ test-loadtest: .venv/.installed  ## Run the tests that run Locust for seconds at
 	$(BIN)/pytest -m loadtest $(ARGS)
 
 .PHONY: test-chaos
-test-chaos: .venv/.installed  ## Break a real server under load, in short (5 minutes)
+test-chaos: .venv/.installed  ## Break a real server under load, and start and stop some (13 minutes)
 	$(BIN)/pytest -m chaos $(ARGS)
 
 # ARGS='--only flood,gone --soaks openvino'; docs/reliability.md says what there is.
