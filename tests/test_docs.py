@@ -142,3 +142,9 @@ def test_every_figure_of_the_summary_comes_from_the_run_that_wrote_it():
         f"burst.{key}.{name}" for key in ("elastic", "fixed1") for name in ("p99_ms", "shed")
     }
     assert wanted | {"shipped.lone_p50_over_floor"} <= report["summary"].keys()
+
+
+def test_the_table_of_a_flood_is_what_was_measured():
+    measured = json.loads((ROOT / "benchmarks/results/fairness.json").read_text())
+    table = runpy.run_path(str(ROOT / "benchmarks/fairness.py"))["as_markdown"](measured)
+    assert table in (ROOT / "docs/security.md").read_text()

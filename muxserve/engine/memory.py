@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 #: Products that oneDNN keeps compiled, of about nine that a forward has: some 57 numbers of tokens.
 PREPARED = 512
-#: Read by oneDNN when it first multiplies. Only for torch: OpenVINO with a cache of 32 products
-#: failed to compile a model ("could not execute a primitive"), so there its default of 1,024 stays.
+#: Read by oneDNN when it first multiplies. Only for torch: OpenVINO once failed to compile a model
+#: with a very small cache ("could not execute a primitive"), so there its default of 1,024 stays.
 _VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 #: Lengths up to this are not rounded.
 _EXACT = 32
