@@ -9,7 +9,6 @@ its state. Any thread may join, one at a time takes out.
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -206,18 +205,12 @@ class Line:
         Args:
             entries: which.
             costs: what each takes, in tokens of encoder rows; their callers' next turns come later
-                by it. By default their lengths.
+                by it. By default what they were expected to take when they came.
         """
         with self._changed:
-            if self._turns.shared:
-                charges: defaultdict[str, float] = defaultdict(float)
-                lengths = [entry.length for entry in entries]
-                for entry, cost in zip(entries, costs or lengths, strict=True):
-                    charges[entry.caller] += cost
-                self._turns.charge(charges)
+            self._turns.take(entries, [entry.caller for entry in entries], costs)
             for entry in entries:
                 self._entries.pop(entry.key)
-                self._turns.remove(entry, entry.caller)
                 self._room.remove(entry.caller, len(entry.waiters))
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ simulated. Pure: the same arrivals and times give the same result.
 
 import heapq
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -271,14 +271,10 @@ class _Simulation:
             self._at(now + seconds, replica, batch)
 
     def _take(self, replica: _Replica, batch: Plan[SimulatedText]) -> None:
-        if replica.line.shared:
-            charges: defaultdict[str, float] = defaultdict(float)
-            for text, cost in zip(batch.texts, batch.costs(), strict=True):
-                charges[text.caller] += cost
-            replica.line.charge(charges)
-        for text in batch.texts:
-            replica.line.remove(text, text.caller)
-            replica.room.remove(text.caller, 1)
+        callers = [text.caller for text in batch.texts]
+        replica.line.take(batch.texts, callers, batch.costs() if replica.line.shared else None)
+        for caller in callers:
+            replica.room.remove(caller, 1)
 
     def _finish(self, replica: _Replica, batch: Plan[SimulatedText], now: float) -> None:
         result = self._result

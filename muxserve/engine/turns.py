@@ -8,7 +8,8 @@ queueing", 1996. It belongs to whoever holds its lock or its event loop.
 """
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -72,9 +73,30 @@ class Turns(Generic[T]):
         return account is not None and item in account.items
 
     def remove(self, item: T, caller: str) -> None:
-        """Take an item out that had no turn, or whose turn is charged by ``charge``."""
+        """Take an item out without a turn."""
         del self._accounts[caller].items[item]
         self._waiting -= 1
+
+    def take(
+        self, items: Sequence[T], callers: Sequence[str], costs: Sequence[float] | None = None
+    ) -> None:
+        """Give items their turns: their callers are charged, and they wait no more.
+
+        Args:
+            items: which.
+            callers: of each.
+            costs: of each, where they are not those that ``add`` was told.
+        """
+        if items and self.shared:
+            if costs is None:
+                pairs = zip(items, callers, strict=True)
+                costs = [self._accounts[caller].items[item][0] for item, caller in pairs]
+            charges: defaultdict[str, float] = defaultdict(float)
+            for caller, cost in zip(callers, costs, strict=True):
+                charges[caller] += cost
+            self.charge(charges)
+        for item, caller in zip(items, callers, strict=True):
+            self.remove(item, caller)
 
     def charge(self, costs: Mapping[str, float]) -> None:
         """Charge callers for what is given to them now, before it is removed.

@@ -10,7 +10,6 @@ import contextvars
 import logging
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -180,7 +179,7 @@ class BundlingBackend:
         now_s = time.monotonic()
         floods = self._holdings.floods
         taken: list[_Waiting] = []
-        left: list[_Waiting] = []
+        gone: list[_Waiting] = []
         texts = 0
         if little and not floods:
             return []
@@ -189,21 +188,19 @@ class BundlingBackend:
                 continue
             if taken and texts + len(request.tokens) > self._max_texts:
                 break
-            left.append(request)
             if request.outcomes.done():
+                gone.append(request)
                 continue
             deadline_s = request.options.deadline_s
             if deadline_s is not None and deadline_s <= now_s:
                 _settle(request, DeadlineExceeded("the deadline passed while the text waited"))
+                gone.append(request)
                 continue
             taken.append(request)
             texts += len(request.tokens)
-        if taken and self._line.shared:
-            costs: defaultdict[str, float] = defaultdict(float)
-            for request in taken:
-                costs[request.caller] += self._cost(request)
-            self._line.charge(costs)
-        for request in left:
+        self._line.take(taken, [one.caller for one in taken])
+        self._waiting_texts -= texts
+        for request in gone:
             self._leave_line(request)
         return taken
 

@@ -8,7 +8,6 @@ the others' come soon. One request's bad text is its own error.
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -147,13 +146,7 @@ class Tokenizing:
                 waiting.append(one)
         floods = self._holdings.floods
         batch = _turn(waiting, floods) if floods else _batch(waiting)
-        if batch and self._asked.shared:
-            costs: defaultdict[str, float] = defaultdict(float)
-            for one in batch:
-                costs[one.caller] += one.characters
-            self._asked.charge(costs)
-        for one in batch:
-            self._asked.remove(one, one.caller)
+        self._asked.take(batch, [one.caller for one in batch])
         return batch
 
     def _start_later(self, loop: asyncio.AbstractEventLoop) -> None:
