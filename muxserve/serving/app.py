@@ -15,7 +15,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from muxserve.engine.config import EngineConfig
 from muxserve.errors import FamilyError
 from muxserve.extras import require
-from muxserve.models.family import FAMILY_FILE, check_family, resolve, shipped_families
+from muxserve.models.family import (
+    FAMILY_FILE,
+    check_family,
+    read_spec,
+    resolve,
+    shipped_families,
+)
 from muxserve.serving.autoscaling import DrainPolicy
 from muxserve.serving.config import ReplicasConfig, ServeConfig
 from muxserve.serving.ingress import MuxIngress
@@ -110,7 +116,7 @@ def _checked_security(config: ServeConfig) -> SecurityConfig:
     if security.keys_file is None:
         return security
     path = Path(security.keys_file).absolute()
-    read_keys(path, config.limits, narrowest(check_family(resolve(config.family)), config))
+    read_keys(path, config.limits, narrowest(read_spec(resolve(config.family)), config))
     return security.model_copy(update={"keys_file": str(path)})
 
 

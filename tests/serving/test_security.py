@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from muxserve import Engine
 from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.request import RequestOptions, Tokens
-from muxserve.errors import InvalidInput, one_line
+from muxserve.errors import FamilyError, InvalidInput, one_line
 from muxserve.loadtest.oip_clients import OipGrpcSpeaker, OipHttpSpeaker
 from muxserve.loadtest.requests import OK
 from muxserve.loadtest.texts import Text
@@ -810,3 +811,16 @@ def test_keys_hold_through_ray_s_proxy_too(tiny_family, tmp_path):
             assert (told.status_code, told.json()["code"]) == (401, "unauthenticated")
         handle = serve.get_app_handle("a")
         assert len(handle.classify.remote(["good", "bad"]).result()) == 2
+
+
+def test_checksums_that_are_not_verified_are_not_with_keys_either(tiny_family, tmp_path):
+    folder = shutil.copytree(tiny_family, tmp_path / "family")
+    with (folder / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(yaml.safe_dump(KEYS))
+    keys.chmod(0o600)
+    settings = {"family": str(folder), "security.keys_file": str(keys)}
+    with pytest.raises(FamilyError, match="has a checksum of"):
+        build_app(ServeConfig.model_validate(settings))
+    build_app(ServeConfig.model_validate({**settings, "engine.verify_checksums": False}))
