@@ -103,3 +103,8 @@ def one_line(error: Exception) -> str:
         first = error.errors()[0]
         message = f"{'.'.join(map(str, first['loc'])) or 'settings'}: {first['msg']}"
     return " ".join(message.split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
 """Texts in, token ids out; says which text is empty or too long, and never cuts one in silence."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -10,6 +10,7 @@ from muxserve.engine.borders import has_word_borders, last_border, next_border
 from muxserve.engine.request import Tokens, Word
 from muxserve.errors import InvalidInput, MuxserveError, TextTooLong
 from muxserve.models.family import Family
+from muxserve.models.spec import Side
 from muxserve.models.words import word_spans
 
 #: One text of up to so many characters is quicker without the batch call's thread pool; a longer
@@ -20,7 +21,6 @@ _SHORT_CHARACTERS = 2000
 _FIRST_CHARACTERS = 8
 _MORE_TIMES = 8
 
-Side = Literal["left", "right"]
 #: What becomes of a text that is too long: it is cut at this side, at the family's own where True,
 #: or refused where False.
 Truncate = bool | Side

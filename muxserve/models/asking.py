@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from muxserve.errors import FamilyError
-from muxserve.models.source import first_line
+from muxserve.errors import FamilyError, first_line
 
 #: Fields that state how many tokens a model takes; the first that is there counts.
 _STATED = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")

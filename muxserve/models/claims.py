@@ -8,10 +8,10 @@ is left is built without memory and counted, see ``muxserve.models.checkpoint``.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from muxserve.errors import FamilyError
-from muxserve.models.files import shown
+from muxserve.models.files import is_whole, shown
 from muxserve.models.weights_file import WeightsFacts
 
 #: Fields that are whole numbers of at least 1 wherever they stand.
@@ -72,7 +72,7 @@ def check_claims(config: Mapping[str, Any], weights: WeightsFacts, file: Path) -
         token = config.get(field)
         if token is None:
             continue
-        if not _is_whole(token) or token < 0 or (_is_whole(rows) and token >= rows):
+        if not is_whole(token) or token < 0 or (is_whole(rows) and token >= rows):
             raise _refused(file, field, f"expected a token id below vocab_size, got {shown(token)}")
 
 
@@ -140,7 +140,7 @@ def _check_labels(config: Mapping[str, Any], weights: WeightsFacts, file: Path) 
                 )
         if names and highest is None:
             field, highest = "id2label", max(map(int, names)) + 1
-    if _is_whole(highest) and highest > _MOST_LABELS:
+    if is_whole(highest) and highest > _MOST_LABELS:
         raise _refused(file, field, f"{highest:,} labels, at most {_MOST_LABELS:,} are covered")
 
 
@@ -148,13 +148,13 @@ def _check_fields(
     config: Mapping[str, Any], weights: WeightsFacts, file: Path, *, hidden: int, within: str = ""
 ) -> None:
     sides = (config.get(field) for field in _HIDDEN)
-    hidden = next((side for side in sides if _is_whole(side) and side > 0), hidden)
+    hidden = next((side for side in sides if is_whole(side) and side > 0), hidden)
     for key, value in config.items():
         field = f"{within}{key}"
         if key in _NAMES:
             continue
         unsaid = key == "num_labels" and value is None
-        if _POSITIVE.fullmatch(key) and not unsaid and not (_is_whole(value) and value >= 1):
+        if _POSITIVE.fullmatch(key) and not unsaid and not (is_whole(value) and value >= 1):
             raise _refused(
                 file, field, f"expected a whole number of at least 1, got {shown(value)}"
             )
@@ -186,12 +186,8 @@ def _numbers(value: Any) -> Iterator[int]:
     if isinstance(value, list):
         for one in value:
             yield from _numbers(one)
-    elif _is_whole(value):
+    elif is_whole(value):
         yield value
-
-
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _refused(file: Path, field: str, why: str) -> FamilyError:

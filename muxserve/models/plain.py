@@ -15,15 +15,15 @@ import torch
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from muxserve.errors import FamilyError
-from muxserve.models.checkpoint import empty_model, model_config
+from muxserve.errors import FamilyError, first_line
+from muxserve.models.checkpoint import CONFIG_FILE, empty_model, model_config
 from muxserve.models.claims import label_fault
 from muxserve.models.family import AUTO_MODELS, Task
-from muxserve.models.source import State, first_line, read_state
+from muxserve.models.source import State, read_state
 
 #: Fields that are read here, not by ``transformers``, which takes the length of ``id2label`` for
-#: the number of labels; and one that would point to code.
-_OWN_FIELDS = ("id2label", "label2id", "num_labels", "auto_map")
+#: the number of labels.
+_OWN_FIELDS = ("id2label", "label2id", "num_labels")
 #: Labels where neither the config nor the weights say, as in ``transformers``.
 _DEFAULT_LABELS = 2
 
@@ -60,13 +60,13 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
 
     Args:
         folder: with weights.
-        config: its ``config.json``.
+        config: its ``config.json``, as ``read_config`` has checked it.
 
     Raises:
         FamilyError: for another architecture, or tensors that do not fit its config.
     """
-    file = folder / "config.json"
-    architecture = _architecture(config)
+    file = folder / CONFIG_FILE
+    architecture = (config.get("architectures") or ["(none)"])[0]
     task = task_of(architecture)
     if task is None:
         raise FamilyError(
@@ -143,20 +143,10 @@ def problem_type(model: PreTrainedModel) -> Any:
     return "single_label_classification"
 
 
-def _architecture(config: dict[str, Any]) -> str:
-    named = config.get("architectures")
-    first = named[0] if isinstance(named, list) and named else "(none)"
-    return first if isinstance(first, str) else "(none)"
-
-
 def _named_labels(config: dict[str, Any], file: Path) -> dict[int, str]:
     """``id2label`` by number, with whatever gaps it has."""
-    stored = config.get("id2label") or {}
-    try:
-        named = {int(index): name for index, name in stored.items()}
-    except (AttributeError, ValueError):
-        named = {-1: ""}
-    if any(index < 0 or not isinstance(name, str) for index, name in named.items()):
+    named = {int(index): name for index, name in (config.get("id2label") or {}).items()}
+    if not all(isinstance(name, str) for name in named.values()):
         raise FamilyError(
             f"{file}: field id2label: expected the names of labels by their numbers",
             field="id2label",

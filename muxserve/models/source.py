@@ -13,10 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from muxserve.errors import FamilyError
+from muxserve.errors import FamilyError, first_line
 from muxserve.models.files import read_json_object
+from muxserve.models.weights_file import SAFE
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = (SAFE, "pytorch_model.bin")
 #: What is fetched of a checkpoint on the hub.
 FILES = (*WEIGHTS, "model-*.safetensors", "pytorch_model-*.bin", "*.json", "*.txt", "*.model")
 
@@ -62,11 +63,6 @@ def read_state(folder: Path) -> State:
         if index.is_file():
             return _read_sharded(index, read)
     raise FamilyError(f"{folder}: no weights; expected {' or '.join(WEIGHTS)}, or an index of them")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_sharded(index: Path, read: Callable[[Path], State]) -> State:

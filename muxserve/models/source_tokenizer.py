@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers.modeling_utils import PreTrainedModel
@@ -10,6 +10,7 @@ from transformers.modeling_utils import PreTrainedModel
 from muxserve.errors import FamilyError
 from muxserve.models.files import check_links, read_json_object
 from muxserve.models.source import fetch
+from muxserve.models.spec import Side
 from muxserve.models.tokenizer_file import built_tokenizer, read_tokenizer_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
@@ -18,8 +19,6 @@ _SETTINGS = "tokenizer_config.json"
 _NO_LIMIT = 10**9
 #: The fewest tokens that families take.
 _LEAST_TOKENS = 3
-
-Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)

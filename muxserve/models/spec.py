@@ -16,6 +16,8 @@ from muxserve.models.weights_file import SAFE
 
 FAMILY_FILE = "family.json"
 Task = Literal["sequence-classification", "token-classification"]
+#: Where a text that is too long is cut.
+Side = Literal["left", "right"]
 #: Far over what any network has; a number of more digits is a mistake.
 MOST_INSTANCES, MOST_LENGTH = 1024, 1 << 20
 
@@ -86,7 +88,7 @@ class FamilySpec(BaseModel):
     max_length: int = Field(
         ge=3, le=MOST_LENGTH, description="Most tokens of a text, special tokens included."
     )
-    truncation_side: Literal["left", "right"] = Field(
+    truncation_side: Side = Field(
         "right", description="Where a text that is too long is cut, unless a request says."
     )
     tokenizer: str = Field("tokenizer.json", description="Tokenizer file, relative.")

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from muxserve.errors import FamilyError
 from muxserve.models.charsmap import charsmap_fault
-from muxserve.models.files import read_json, read_json_object, reason, shown
+from muxserve.models.files import is_whole, read_json, read_json_object, reason, shown
 
 #: The largest tokenizers of the field take 35 MB and have 500,000 pieces.
 MOST_BYTES = 64 << 20
@@ -163,7 +163,7 @@ def _check_model(model: Mapping[str, Any], file: Path, rows: int) -> None:
         raise _refused(file, "model.vocab", f"expected pieces and their ids, got {shown(vocab)}")
     _check_settings({key: one for key, one in model.items() if isinstance(one, str)}, "model", file)
     longest = model.get("max_input_chars_per_word", 0)
-    if not _is_whole(longest) or not 0 <= longest <= _MOST_WORD:
+    if not is_whole(longest) or not 0 <= longest <= _MOST_WORD:
         raise _refused(
             file,
             "model.max_input_chars_per_word",
@@ -192,7 +192,7 @@ def _check_truncation(truncation: Any, file: Path) -> None:
         return
     for key in ("max_length", "stride"):
         value = truncation.get(key, 0) if isinstance(truncation, dict) else truncation
-        if not _is_whole(value) or not 0 <= value <= MOST_ROWS:
+        if not is_whole(value) or not 0 <= value <= MOST_ROWS:
             raise _refused(
                 file, f"truncation.{key}", f"expected a whole number, got {shown(value)}"
             )
@@ -301,7 +301,7 @@ def _check_template(step: Mapping[str, Any], file: Path, rows: int) -> int:
 
 
 def _check_id(token: Any, field: str, file: Path, rows: int) -> None:
-    if not _is_whole(token) or not 0 <= token < rows:
+    if not is_whole(token) or not 0 <= token < rows:
         raise _refused(
             file,
             field,
@@ -313,10 +313,6 @@ def _text(value: Any, field: str, file: Path) -> str:
     if not isinstance(value, str):
         raise _refused(file, field, f"expected text, got {shown(value)}")
     return value
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

@@ -10,6 +10,8 @@ from muxserve.serving.config import LimitsConfig
 #: Where the app keeps the caller of a request in its ASGI scope.
 CALLER = "muxserve.caller"
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 #: Of an IPv6 address, what one customer of a network has.
 _IPV6_PREFIX = 64
 
@@ -70,12 +72,18 @@ def of_address(address: str) -> Caller:
 
     An IPv6 network of 64 bits is one caller: its owner has as many addresses as he likes.
     """
+    parsed = parsed_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return Caller(str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False)))
+    return Caller("" if parsed is None else str(parsed))
+
+
+def parsed_address(address: str) -> Address | None:
+    """An IP address without its zone, one of IPv4 that is written as IPv6 as itself; None where it
+    is none."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return Caller("")
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return Caller(str(parsed.ipv4_mapped))
-        return Caller(str(ipaddress.ip_network((parsed, _IPV6_PREFIX), strict=False)))
-    return Caller(str(parsed))
+        return None
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return mapped or parsed

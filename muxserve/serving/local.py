@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 
 import psutil
@@ -147,9 +147,7 @@ def _run(
         ray.shutdown()
         # An actor of Ray that is killed leaves the HAProxy behind that it has started.
         _, left = psutil.wait_procs(processes, timeout=_LEAVE_S)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(left)
 
 
 def _why(error: BaseException) -> str:
@@ -169,8 +167,11 @@ def _has_another_handler(record: logging.LogRecord) -> bool:
 
 def _end_now(status: int) -> None:
     """End this process and all that it started."""
-    own = psutil.Process()
-    for child in own.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    _kill(psutil.Process().children(recursive=True))
     os._exit(status)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

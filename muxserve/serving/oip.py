@@ -14,6 +14,7 @@ import numpy as np
 from muxserve.engine.scores import label_scores
 from muxserve.errors import InvalidInput, TooManyTexts
 from muxserve.models.family import FamilySpec
+from muxserve.models.files import is_whole
 from muxserve.serving.answers import entries
 from muxserve.serving.callers import Caller
 from muxserve.serving.errors import NotFound, shown
@@ -336,8 +337,3 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if microseconds := options.pop("timeout", 0):
         options["timeout_s"] = microseconds / 1e6
     return options
-
-
-def is_whole(value: object) -> bool:
-    """Whether it is a whole number; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
+from muxserve.models.files import is_whole
 from muxserve.serving.body import ClientGone
 from muxserve.serving.callers import CALLER, Caller
 from muxserve.serving.errors import Internal, shown
@@ -30,7 +31,6 @@ from muxserve.serving.oip import (
     Wanted,
     as_bytes,
     datatype,
-    is_whole,
     read_byte_strings,
     read_classes,
     read_texts,

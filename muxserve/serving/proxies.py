@@ -9,10 +9,10 @@ import functools
 import ipaddress
 from collections.abc import Iterator, Sequence
 
+from muxserve.serving.callers import parsed_address
 from muxserve.serving.security import ProxyHeader
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class TrustedProxies:
@@ -45,13 +45,13 @@ class TrustedProxies:
         hops = self._hops(values)
         while self._knows(caller):
             told = next(hops, None)
-            if told is None or _parsed(told) is None:
+            if told is None or parsed_address(told) is None:
                 break
             caller = told
         return caller
 
     def _is_one(self, address: str) -> bool:
-        parsed = _parsed(address)
+        parsed = parsed_address(address)
         return parsed is not None and any(
             parsed.version == network.version and parsed in network for network in self._networks
         )
@@ -79,12 +79,3 @@ def _without_port(node: str) -> str:
     if node.startswith("["):
         return node[1:].partition("]")[0]
     return node.partition(":")[0] if node.count(":") == 1 else node
-
-
-def _parsed(address: str) -> _Address | None:
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return mapped or parsed

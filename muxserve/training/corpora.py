@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from muxserve.errors import first_line
 from muxserve.training.data import read_parquet, read_rows, read_texts
 from muxserve.training.recipe import Corpus
 
@@ -145,7 +146,7 @@ def _load(source: str, corpus: Corpus) -> "DatasetDict":
                 log.info("looking for %s on the hub", source)
             stored = datasets.load_dataset(source, corpus.data_config)
     except Exception as error:  # readers of formats and the hub's client raise many kinds
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         kind = "cannot be read" if path.exists() else "no such file or folder, nor had by name"
         raise ValueError(f"{source}: {kind}: {why}") from None
     if isinstance(stored, datasets.Dataset):
