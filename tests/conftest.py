@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,19 @@ def tiny_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     MuxBertForSequenceClassification(tiny_config()).save_pretrained(folder / "weights")
     write_family(folder, "sequence-classification", ["negative", "positive"])
     return folder
+
+
+def tiny_plain_config(**more: Any) -> BertConfig:
+    """Of a plain classifier that is even smaller."""
+    return BertConfig(
+        vocab_size=len(PIECES),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+        **more,
+    )
 
 
 def tiny_bert(layers: int) -> BertModel:

@@ -8,10 +8,21 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.cluster_utils import Cluster
 
 from muxserve.bench.server import free_port
 
 BOUND_S = 240.0
+#: Of this machine alone, but not 127.0.0.1: Ray replaces that by the outer address when it
+#: connects, where these nodes do not listen.
+LOOPBACK = "127.0.0.2"
+#: Arguments of one node of a cluster of several.
+NODE = {
+    "num_cpus": 1,
+    "object_store_memory": 80 * 2**20,
+    "node_ip_address": LOOPBACK,
+    "include_dashboard": False,
+}
 
 
 @contextmanager
@@ -41,6 +52,32 @@ def ray_serve(metrics_port: int | None = None) -> Iterator[str]:
         finally:
             serve.shutdown()
             ray.shutdown()
+
+
+@contextmanager
+def ray_cluster(gpu_nodes: int) -> Iterator[Cluster]:
+    """A head without GPUs, and nodes with one each, which exists on paper only; connected."""
+    with tempfile.TemporaryDirectory(prefix="mux", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(
+            initialize_head=True, head_node_args={**NODE, "num_cpus": 2, "temp_dir": folder}
+        )
+        try:
+            for _ in range(gpu_nodes):
+                cluster.add_node(**NODE, num_gpus=1)
+            ray.init(
+                address=cluster.address,
+                namespace="serve",
+                _node_ip_address=LOOPBACK,
+                log_to_driver=False,
+            )
+            yield cluster
+        finally:
+            # Without a connection serve.shutdown would look for some Ray of this machine, and end
+            # whatever serves there.
+            if ray.is_initialized():
+                serve.shutdown()
+                ray.shutdown()
+            cluster.shutdown()
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:

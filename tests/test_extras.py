@@ -22,6 +22,18 @@ main()
 STAGE = ["train", "finetune", "--start", "nowhere", "--data", "no.csv", "--out", "none"]
 
 
+def muxserve(package: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command where this package is not installed."""
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, package, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "command"),
     [
@@ -40,20 +52,7 @@ STAGE = ["train", "finetune", "--start", "nowhere", "--data", "no.csv", "--out",
 def test_a_missing_extra_is_one_line(package, extra, command, tmp_path):
     parquet = tmp_path / "texts.parquet"
     parquet.write_bytes(b"")
-    ended = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            WITHOUT,
-            package,
-            *(part.format(parquet=parquet) for part in command),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = muxserve(package, *(part.format(parquet=parquet) for part in command))
     assert ended.returncode == 2, ended.stderr
     lines = ended.stderr.strip().splitlines()
     assert len(lines) == 1, ended.stderr
@@ -61,13 +60,6 @@ def test_a_missing_extra_is_one_line(package, extra, command, tmp_path):
 
 
 def test_what_needs_no_extra_goes_without():
-    ended = subprocess.run(
-        [sys.executable, "-c", WITHOUT, "openvino", "classify", "A moving film."],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = muxserve("openvino", "classify", "A moving film.")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""

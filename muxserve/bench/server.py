@@ -21,7 +21,6 @@ from muxserve.bench.processes import cpu_seconds, stop
 
 HOST = "127.0.0.1"
 _FREE_PORTS = (10_000, 20_000)
-_START_LIMIT_S, _STOP_LIMIT_S = 180.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,9 @@ def running_muxserve(
     *,
     proxy: str = "none",
     environment: Mapping[str, str] | None = None,
+    module: str = "muxserve",
+    start_limit_s: float = 180.0,
+    stop_limit_s: float = 30.0,
 ) -> Iterator[RunningServer]:
     """``muxserve serve``, from its first answer until the block ends.
 
@@ -79,13 +81,15 @@ def running_muxserve(
         settings: as ``key=value``.
         proxy: of the command's option.
         environment: variables beside those of this process.
+        module: what is run, with the arguments of ``muxserve``.
+        start_limit_s, stop_limit_s: seconds until it must be ready, and have ended.
 
     Raises:
         RuntimeError: it ended, or was not ready in time; the message has its log.
     """
     port = free_port()
     command = [
-        *(sys.executable, "-m", "muxserve", "serve", "--family", str(family)),
+        *(sys.executable, "-m", module, "serve", "--family", str(family)),
         *("--port", str(port), "--proxy", proxy, *settings),
     ]
     with tempfile.TemporaryFile() as log:
@@ -100,7 +104,7 @@ def running_muxserve(
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
-            end = time.monotonic() + _START_LIMIT_S
+            end = time.monotonic() + start_limit_s
             while not _is_ready(port):
                 if process.poll() is not None or time.monotonic() > end:
                     log.seek(0)
@@ -109,7 +113,7 @@ def running_muxserve(
                 time.sleep(0.25)
             yield RunningServer(port, process.pid)
         finally:
-            stop(process, _STOP_LIMIT_S)
+            stop(process, stop_limit_s)
 
 
 def _is_ready(port: int) -> bool:

@@ -3,13 +3,9 @@
 import asyncio
 import http.client
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from muxserve.bench.processes import stop
-from muxserve.bench.server import free_port
+from muxserve.bench.server import free_port, running_muxserve
 from muxserve.cli.serve import RAY_SETTINGS, Proxy
 from tests.chaos.clients import HOST
 from tests.chaos.entry import FOLDER
@@ -59,13 +54,13 @@ class Server:
 
     Attributes:
         port, grpc_port: where it listens.
-        process: the command's; None where this process holds the Ray.
+        pid: of the command; None where this process holds the Ray.
         folder: whose files make replicas fail.
     """
 
     port: int
     grpc_port: int | None = None
-    process: subprocess.Popen[bytes] | None = None
+    pid: int | None = None
     folder: Path = ROOT
 
     def load(self, scale: Scale, **changes: Any) -> Load:
@@ -96,9 +91,9 @@ class Server:
         return sorted(one["pid"] for one in self.stats()["engines"])
 
     def processes(self) -> list[psutil.Process]:
-        assert self.process is not None
+        assert self.pid is not None
         try:
-            root = psutil.Process(self.process.pid)
+            root = psutil.Process(self.pid)
             return [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
@@ -129,21 +124,13 @@ def running(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """``muxserve serve`` with gRPC beside HTTP, from its first answer until the block ends."""
-    port, grpc_port = free_port(), free_port()
-    command = [
-        *(sys.executable, "-m", module, "serve", "--family", FAMILY, "--port", str(port)),
-        *(f"ingress.grpc_port={grpc_port}", "engine.warm_up_s=1", *settings),
-    ]
-    with tempfile.TemporaryDirectory(prefix="chaos") as name, tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=ROOT,
-            env={
-                **os.environ,
+    grpc_port = free_port()
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos") as name,
+        running_muxserve(
+            FAMILY,
+            [f"ingress.grpc_port={grpc_port}", "engine.warm_up_s=1", *settings],
+            environment={
                 # The command sets these before it imports Ray; tests.chaos.entry cannot.
                 **RAY_SETTINGS[Proxy.NONE],
                 "RAY_AUTH_MODE": "token",
@@ -151,19 +138,46 @@ def running(
                 FOLDER: name,
                 **(environment or {}),
             },
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        server = Server(port, grpc_port, process, Path(name))
-        try:
-            end = time.monotonic() + START_S
-            while not server.answers():
-                if process.poll() is not None or time.monotonic() > end:
-                    log.seek(0)
-                    raise RuntimeError(log.read().decode(errors="replace")[-3000:])
-                time.sleep(0.2)
-            yield server
-        finally:
-            stop(process, STOP_S)
+            module=module,
+            start_limit_s=START_S,
+            stop_limit_s=STOP_S,
+        ) as server,
+    ):
+        yield Server(server.port, grpc_port, server.pid, Path(name))
+
+
+async def broken(
+    server: Server,
+    scale: Scale,
+    breaking: Callable[[], Awaitable[None]],
+    *,
+    timeout_s: float,
+    allowed: Sequence[str] = (),
+    connections_may_end: bool = False,
+    counted: bool = True,
+) -> dict[str, Any]:
+    """The figures of clients that ask before, while and after something breaks.
+
+    Args:
+        server: of all of it.
+        scale: how long, and how much they ask for.
+        breaking: breaks it, and waits until it is well again.
+        timeout_s: of each request.
+        allowed, connections_may_end: what clients may see of it; see ``Load.check``.
+        counted: whether the counters go on; not where the process that has them is replaced.
+    """
+    before = server.stats() if counted else None
+    load = server.load(scale, timeout_s=timeout_s)
+
+    async def between() -> None:
+        await asyncio.sleep(scale.seconds)
+        await breaking()
+        await asyncio.sleep(scale.seconds)
+
+    await load.run(scale.seconds, between)
+    load.check(allowed=allowed, connections_may_end=connections_may_end)
+    settled(server, before, load)
+    return load.figures()
 
 
 def until(condition: Callable[[], Found], what: str, bound_s: float = BOUND_S) -> Found:

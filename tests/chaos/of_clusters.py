@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
@@ -16,18 +14,10 @@ from muxserve.bench.server import free_port
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from tests.chaos.expected import FAMILY
-from tests.chaos.harness import Scale, Server, settled, until, until_async
-from tests.ray_serve import ray_serve
+from tests.chaos.harness import Scale, Server, broken, until, until_async
+from tests.ray_serve import NODE, ray_cluster, ray_serve
 
 _TIMEOUT_S = 30.0
-#: Not 127.0.0.1: Ray replaces that by the outer address, where these nodes do not listen.
-_LOOPBACK = "127.0.0.2"
-_NODE = {
-    "num_cpus": 1,
-    "object_store_memory": 80 * 2**20,
-    "node_ip_address": _LOOPBACK,
-    "include_dashboard": False,
-}
 
 
 def _config(**changes: Any) -> ServeConfig:
@@ -80,10 +70,8 @@ def updatable() -> Iterator[Server]:
 
 async def rolling_update(server: Server, scale: Scale) -> dict[str, Any]:
     """Changed settings of the engine: every process is replaced, one after another."""
-    load = server.load(scale, timeout_s=_TIMEOUT_S)
 
     async def update() -> None:
-        await asyncio.sleep(scale.seconds)
         before = server.engines()
         await asyncio.to_thread(_deploy, {"engine__latency_target_ms": 60.0})
         await until_async(
@@ -92,12 +80,8 @@ async def rolling_update(server: Server, scale: Scale) -> dict[str, Any]:
             300,
         )
         await until_async(_runs, "the update is through", 300)
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, update)
-    load.check()
-    settled(server)
-    return load.figures()
+    return await broken(server, scale, update, timeout_s=_TIMEOUT_S, counted=False)
 
 
 async def update_in_place(server: Server, scale: Scale) -> dict[str, Any]:
@@ -107,22 +91,16 @@ async def update_in_place(server: Server, scale: Scale) -> dict[str, Any]:
     await asyncio.sleep(1)
     await until_async(_runs, "the settings from before", 300)
     before = set(server.engines())
-    load = server.load(scale, timeout_s=_TIMEOUT_S)
 
     async def update() -> None:
-        await asyncio.sleep(scale.seconds)
         more = {"num_replicas": 3, "health_check_period_s": 5.0}
         await asyncio.to_thread(_deploy, args, **more)
         await until_async(lambda: len(server.engines()) == 3, "three engines", 300)
         assert before < set(server.engines()), "an engine was replaced"
         await asyncio.to_thread(_deploy, args, **{**more, "num_replicas": 2})
         await until_async(lambda: len(server.engines()) == 2, "two engines again")
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, update)
-    load.check()
-    settled(server)
-    return load.figures()
+    return await broken(server, scale, update, timeout_s=_TIMEOUT_S, counted=False)
 
 
 #: The nodes of the last ``two_nodes``; ``node_removed`` takes one.
@@ -131,21 +109,10 @@ _clusters: list[Cluster] = []
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[Server]:
-    """A head with the ingress, and two nodes with a replica each: GPUs exist on paper only."""
-    with tempfile.TemporaryDirectory(prefix="mux", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(
-            initialize_head=True, head_node_args={**_NODE, "num_cpus": 2, "temp_dir": folder}
-        )
+    """A head with the ingress, and two nodes with a replica each."""
+    with ray_cluster(gpu_nodes=2) as cluster:
+        _clusters.append(cluster)
         try:
-            for _ in range(2):
-                cluster.add_node(**_NODE, num_gpus=1)
-            ray.init(
-                address=cluster.address,
-                namespace="serve",
-                _node_ip_address=_LOOPBACK,
-                log_to_driver=False,
-            )
-            _clusters.append(cluster)
             port = free_port()
             serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
             serve.run(
@@ -161,31 +128,19 @@ def two_nodes() -> Iterator[Server]:
             yield Server(port)
         finally:
             _clusters.clear()
-            # Without a connection serve.shutdown would look for some Ray of this machine, and end
-            # whatever serves there.
-            if ray.is_initialized():
-                serve.shutdown()
-                ray.shutdown()
-            cluster.shutdown()
 
 
 async def node_removed(server: Server, scale: Scale) -> dict[str, Any]:
-    before = server.stats()
-    load = server.load(scale, timeout_s=_TIMEOUT_S)
     (cluster,) = _clusters
 
     async def remove() -> None:
-        await asyncio.sleep(scale.seconds)
         (node, *_) = cluster.worker_nodes
         await asyncio.to_thread(cluster.remove_node, node)
         await until_async(lambda: len(server.engines()) == 1, "one replica is left")
         await asyncio.sleep(scale.seconds)
         # Ray sets a handler of a signal, which the main thread may do alone: the clients wait.
-        cluster.add_node(**_NODE, num_gpus=1)
+        cluster.add_node(**NODE, num_gpus=1)
         await until_async(lambda: len(server.engines()) == 2, "a replica on the new node", 120)
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, remove)
-    load.check(allowed=["overloaded", "not_ready"])
-    settled(server, before, load)
-    return load.figures()
+    allowed = ["overloaded", "not_ready"]
+    return await broken(server, scale, remove, timeout_s=_TIMEOUT_S, allowed=allowed)

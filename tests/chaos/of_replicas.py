@@ -10,10 +10,12 @@ from typing import Any
 from tests.chaos.clients import GrpcDoor, HttpPool, InferDoor, PredictDoor
 from tests.chaos.entry import POISON
 from tests.chaos.expected import labels, tokens_of
-from tests.chaos.harness import Scale, Server, running, settled, until_async
+from tests.chaos.harness import Scale, Server, broken, running, settled, until_async
 
 #: How long a replica is stopped.
 STOPPED_S = 15.0
+#: What clients may see while a replica is not there, or does not answer.
+LATE_OR_NOT_THERE = ["overloaded", "not_ready", "deadline_exceeded"]
 #: Requests of the scenarios below are late after this.
 TIMEOUT_S = 8.0
 
@@ -33,29 +35,18 @@ def two_replicas() -> Iterator[Server]:
 
 
 async def replica_killed(server: Server, scale: Scale) -> dict[str, Any]:
-    before = server.stats()
-    load = server.load(scale, timeout_s=TIMEOUT_S)
-
     async def kill() -> None:
-        await asyncio.sleep(scale.seconds)
         victim = server.engines()[0]
         os.kill(victim, signal.SIGKILL)
         await until_async(lambda: _replaced(server, victim), "another replica took its place")
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, kill)
     # A bundle whose replica died is sent once more, to the other one.
-    load.check(allowed=["overloaded", "not_ready"])
-    settled(server, before, load)
-    return load.figures()
+    allowed = ["overloaded", "not_ready"]
+    return await broken(server, scale, kill, timeout_s=TIMEOUT_S, allowed=allowed)
 
 
 async def replica_stopped(server: Server, scale: Scale) -> dict[str, Any]:
-    before = server.stats()
-    load = server.load(scale, timeout_s=TIMEOUT_S)
-
     async def stop() -> None:
-        await asyncio.sleep(scale.seconds)
         victim = server.engines()[0]
         os.kill(victim, signal.SIGSTOP)
         try:
@@ -65,47 +56,36 @@ async def replica_stopped(server: Server, scale: Scale) -> dict[str, Any]:
                 os.kill(victim, signal.SIGCONT)
         # Ray may have replaced it, or it goes on.
         await until_async(lambda: len(server.engines()) == 2, "two replicas answer again")
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, stop)
-    load.check(allowed=["overloaded", "not_ready", "deadline_exceeded"])
-    settled(server, before, load)
-    return load.figures()
+    return await broken(server, scale, stop, timeout_s=TIMEOUT_S, allowed=LATE_OR_NOT_THERE)
 
 
 async def forward_hangs(server: Server, scale: Scale) -> dict[str, Any]:
-    before = server.stats()
-    load = server.load(scale, timeout_s=TIMEOUT_S)
-
     async def hang() -> None:
-        await asyncio.sleep(scale.seconds)
         victim = server.engines()[0]
         file = server.folder / f"hang-{victim}"
         file.touch()
         # It answers its health checks all the while; that its forward does not end is noticed.
         await until_async(lambda: _replaced(server, victim), "another replica took its place")
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, hang)
-    load.check(allowed=["overloaded", "not_ready", "deadline_exceeded"])
-    settled(server, before, load)
-    return load.figures()
+    return await broken(server, scale, hang, timeout_s=TIMEOUT_S, allowed=LATE_OR_NOT_THERE)
 
 
 async def ingress_killed(server: Server, scale: Scale) -> dict[str, Any]:
-    load = server.load(scale, timeout_s=TIMEOUT_S)
-
     async def kill() -> None:
-        await asyncio.sleep(scale.seconds)
         victim = server.ingress()
         os.kill(victim, signal.SIGKILL)
         await until_async(lambda: server.answers() and server.ingress() != victim, "another one")
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, kill)
-    load.check(allowed=["overloaded", "not_ready"], connections_may_end=True)
-    settled(server)
-    return load.figures()
+    return await broken(
+        server,
+        scale,
+        kill,
+        timeout_s=TIMEOUT_S,
+        allowed=["overloaded", "not_ready"],
+        connections_may_end=True,
+        counted=False,
+    )
 
 
 async def poisoned_input(server: Server, scale: Scale) -> dict[str, Any]:
@@ -152,11 +132,8 @@ async def gpu_out_of_memory(server: Server, scale: Scale) -> dict[str, Any]:
 
 async def gpu_broken(server: Server, scale: Scale) -> dict[str, Any]:
     """Every forward fails, as after an error that a process cannot get over: it is replaced."""
-    before = server.stats()
-    load = server.load(scale, timeout_s=TIMEOUT_S)
 
     async def fail() -> None:
-        await asyncio.sleep(scale.seconds)
         replicas = server.engines()
         (server.folder / "memory").write_text("0")
         try:
@@ -164,12 +141,8 @@ async def gpu_broken(server: Server, scale: Scale) -> dict[str, Any]:
         finally:
             (server.folder / "memory").unlink()
         await until_async(lambda: len(server.engines()) == 2, "two new replicas answer")
-        await asyncio.sleep(scale.seconds)
 
-    await load.run(scale.seconds, fail)
-    load.check(allowed=["overloaded", "not_ready", "deadline_exceeded"])
-    settled(server, before, load)
-    return load.figures()
+    return await broken(server, scale, fail, timeout_s=TIMEOUT_S, allowed=LATE_OR_NOT_THERE)
 
 
 def _replaced(server: Server, victim: int) -> bool:

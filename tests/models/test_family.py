@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from muxserve.errors import FamilyError
 from muxserve.models.family import Family, read_spec, resolve, write_spec
 from muxserve.models.precision import fastest_dtype
-from tests.conftest import PIECES, tiny_config
+from tests.conftest import tiny_config, tiny_plain_config
 
 
 @pytest.fixture
@@ -48,15 +48,7 @@ def test_only_the_wanted_members_are_loaded(folder):
 
 
 def test_a_plain_classifier_serves_as_the_member_of_n_one(folder):
-    config = BertConfig(
-        vocab_size=len(PIECES),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder / "plain")
+    BertForSequenceClassification(tiny_plain_config()).save_pretrained(folder / "plain")
     members = [{"num_instances": 1, "path": "plain"}, {"num_instances": 5, "path": "weights"}]
     edit_json(folder / "family.json", members=members)
     family = Family.load(folder)

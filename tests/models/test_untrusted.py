@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from muxserve.cli import app
 from muxserve.engine.config import EngineConfig
@@ -31,7 +31,7 @@ from muxserve.models.family import Family, check_family, read_spec, write_spec
 from muxserve.models.files import MOST_DEPTH, read_json
 from muxserve.training.recipe import StageRecipe
 from muxserve.training.stage_start import stage_network
-from tests.conftest import PIECES, tiny_tokenizer
+from tests.conftest import PIECES, tiny_plain_config, tiny_tokenizer
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -50,15 +50,8 @@ def plain_start(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     torch.manual_seed(0)
     names = {0: "negative", 1: "positive"}
-    config = BertConfig(
-        vocab_size=len(PIECES),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
+    config = tiny_plain_config(
+        id2label=names, label2id={name: index for index, name in names.items()}
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     tiny_tokenizer().save(str(folder / "tokenizer.json"))

@@ -6,7 +6,6 @@ order; no times.
 """
 
 import random
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -27,19 +26,9 @@ from muxserve.models import MuxBertForSequenceClassification
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from tests.conftest import tiny_config, write_family
-from tests.ray_serve import BOUND_S, until
+from tests.ray_serve import BOUND_S, NODE, ray_cluster, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(240)]
-
-#: Of this machine alone, but not 127.0.0.1: Ray replaces that by the outer address when it
-#: connects, where these nodes do not listen.
-LOOPBACK = "127.0.0.2"
-NODE = {
-    "num_cpus": 1,
-    "object_store_memory": 80 * 2**20,
-    "node_ip_address": LOOPBACK,
-    "include_dashboard": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +46,8 @@ def slow_family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without GPUs, and one node with one."""
-    with tempfile.TemporaryDirectory(prefix="mux", ignore_cleanup_errors=True) as folder:
-        cluster = Cluster(
-            initialize_head=True, head_node_args={**NODE, "num_cpus": 2, "temp_dir": folder}
-        )
-        try:
-            cluster.add_node(**NODE, num_gpus=1)
-            ray.init(
-                address=cluster.address,
-                namespace="serve",
-                _node_ip_address=LOOPBACK,
-                log_to_driver=False,
-            )
-            yield cluster
-        finally:
-            # Without a connection serve.shutdown would look for some Ray of this machine, and end
-            # whatever serves there.
-            if ray.is_initialized():
-                serve.shutdown()
-                ray.shutdown()
-            cluster.shutdown()
+    with ray_cluster(gpu_nodes=1) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

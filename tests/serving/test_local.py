@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from muxserve.bench.server import free_port
+from tests.serving.test_serve_run import serve_run, wait_until_ready
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -229,31 +230,15 @@ def test_what_serve_run_opens_is_what_the_docs_say(other, tiny_family: Path, tmp
     }
     app = {"name": "tiny", "import_path": "deployments.sentiment:app", "args": args}
     config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [app]}
-    (tmp_path / "config.yaml").write_text(json.dumps(config))
-    with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", tmp_path / "config.yaml"],
-            cwd=ROOT,
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            end = time.monotonic() + BOUND_S
-            while not (is_ours(port) and is_ours(direct_port)):
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < end, (tmp_path / "log").read_text()
-                time.sleep(0.2)
-            dashboard = {one: "127.0.0.1" for one in listening(process.pid) if one in (8265, 8266)}
-            check_what_is_open(
-                process.pid, {port: "127.0.0.1", direct_port: "127.0.0.1", **dashboard}
-            )
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(BOUND_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    file, log = tmp_path / "config.yaml", tmp_path / "log"
+    file.write_text(json.dumps(config))
+    with serve_run(file, log) as running:
+        for one in (port, direct_port):
+            wait_until_ready(f"http://127.0.0.1:{one}", running, log)
+        dashboard = {one: "127.0.0.1" for one in listening(running.pid) if one in (8265, 8266)}
+        check_what_is_open(running.pid, {port: "127.0.0.1", direct_port: "127.0.0.1", **dashboard})
+        assert is_ours(port)
+        assert is_ours(direct_port)
     assert other.answers()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,16 +17,14 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from muxserve import Engine
-from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.errors import InvalidInput
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.http import create_app
-from muxserve.serving.listener import Listener
 from muxserve.serving.oip import as_bytes, read_byte_strings
 from muxserve.serving.oip_grpc import GrpcListener
 from muxserve.serving.service import TextService
+from tests.listening import listening
 from tests.triton.asking import Asker
 
 BOUND_S = 30
@@ -37,37 +34,15 @@ LIMITS = LimitsConfig(max_texts_per_request=8, max_body_bytes=20_000)
 
 @contextmanager
 def serving(engine: Engine, name: str | None = None) -> Iterator[SimpleNamespace]:
-    """REST and gRPC in front of an engine, on a loop of their own; ``name`` renames its family."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
+    """REST and gRPC in front of an engine; ``name`` renames its family."""
     spec = engine.family.spec
     if name is not None:
         spec = spec.model_copy(update={"name": name})
     service = TextService(spec, engine.encoder, LocalBackend(engine), LIMITS, most_texts=64)
-    http_port, grpc_port = free_port(), free_port()
-
-    async def start() -> tuple[Listener, GrpcListener]:
-        listener = Listener("127.0.0.1", http_port)
-        listener.start(create_app(service))
-        rpc = GrpcListener(service, "127.0.0.1", grpc_port)
-        await rpc._starting
-        return listener, rpc
-
-    def wait(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(BOUND_S)
-
-    listener, rpc = wait(start())
-    try:
+    with listening(service) as (http_port, grpc_port):
         yield SimpleNamespace(
             http=f"127.0.0.1:{http_port}", grpc=f"127.0.0.1:{grpc_port}", engine=engine
         )
-    finally:
-        wait(rpc.stop())
-        wait(listener.stop())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(BOUND_S)
-        loop.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,13 +39,12 @@ from muxserve.serving.backend import LocalBackend
 from muxserve.serving.callers import HANDLES
 from muxserve.serving.config import LimitsConfig, ServeConfig
 from muxserve.serving.doors import Door
-from muxserve.serving.http import create_app
 from muxserve.serving.keys import Keyring
 from muxserve.serving.listener import Listener
-from muxserve.serving.oip_grpc import GrpcListener
 from muxserve.serving.proxies import TrustedProxies
 from muxserve.serving.security import SecurityConfig
 from muxserve.serving.service import TextService
+from tests.listening import listening
 from tests.ray_serve import BOUND_S, ray_serve, until
 
 WEB, BATCH, SMALL = "a" * 20 + "web", "b" * 20 + "batch", "c" * 20 + "small"
@@ -83,46 +81,24 @@ class Recording(LocalBackend):
 
 @contextmanager
 def serving(engine: Engine, security: SecurityConfig) -> Iterator[SimpleNamespace]:
-    """HTTP and gRPC in front of an engine, on a loop of their own."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
+    """HTTP and gRPC in front of an engine."""
     keyring = None
     if security.keys_file is not None:
         keyring = Keyring(security.keys_file, LIMITS)
-    door = Door(security, keyring)
     backend = Recording(engine)
     service = TextService(engine.family.spec, engine.encoder, backend, LIMITS, most_texts=64)
-    http_port, grpc_port = free_port(), free_port()
-
-    async def start() -> tuple[Listener, GrpcListener]:
-        listener = Listener("127.0.0.1", http_port)
-        listener.start(create_app(service, door, security.cors_origins))
-        rpc = GrpcListener(service, "127.0.0.1", grpc_port, door=door)
-        await rpc._starting
-        return listener, rpc
-
-    def wait(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(BOUND_S)
-
-    listener, rpc = wait(start())
-    client = httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=BOUND_S)
-    try:
+    with (
+        listening(service, Door(security, keyring), security.cors_origins) as (port, grpc_port),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=BOUND_S) as client,
+    ):
         yield SimpleNamespace(
             client=client,
-            port=http_port,
+            port=port,
             grpc=f"127.0.0.1:{grpc_port}",
             backend=backend,
             keyring=keyring,
             name=engine.family.spec.name,
         )
-    finally:
-        client.close()
-        wait(rpc.stop())
-        wait(listener.stop())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(BOUND_S)
-        loop.close()
 
 
 @pytest.fixture(scope="module")

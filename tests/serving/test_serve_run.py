@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -28,24 +30,11 @@ def test_the_yaml_file_serves_until_interrupted(tmp_path, tiny_family):
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(content))
     log = tmp_path / "log"
-    # Its own Ray, and not one that the machine may have.
-    settings = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
-    with log.open("wb") as output:
-        running = subprocess.Popen(
-            [SERVE, "run", file], cwd=ROOT, env=settings, stdout=output, stderr=output
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
+    with serve_run(file, log) as running:
         wait_until_ready(url, running, log)
         answer = httpx.post(f"{url}/predict", json={"inputs": "A moving, beautifully shot film."})
         assert answer.json()[0]["num_instances"] == 1
-    finally:
-        running.send_signal(signal.SIGINT)
-        try:
-            running.wait(BOUND_S)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            raise
     lines = log.read_text(errors="replace").splitlines()
     # Ray says at this level how its own clusters are protected, wherever it starts one, and that a
     # replica was slow to say its queue length, on a machine that is busy.
@@ -53,6 +42,26 @@ def test_the_yaml_file_serves_until_interrupted(tmp_path, tiny_family):
     ours = [line for line in lines if not any(remark in line for remark in of_ray)]
     assert not [line for line in ours if "WARNING" in line or "ERROR" in line]
     assert not [line for line in ours if "Traceback" in line]
+
+
+@contextmanager
+def serve_run(file: Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """``serve run`` of a file until the block ends, and what it says in ``log``."""
+    # Its own Ray, and not one that the machine may have.
+    settings = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    with log.open("wb") as output:
+        running = subprocess.Popen(
+            [SERVE, "run", file], cwd=ROOT, env=settings, stdout=output, stderr=output
+        )
+    try:
+        yield running
+    finally:
+        running.send_signal(signal.SIGINT)
+        try:
+            running.wait(BOUND_S)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            raise
 
 
 def wait_until_ready(url: str, running: "subprocess.Popen[bytes]", log: Path) -> None:
