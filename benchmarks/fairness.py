@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process, open_loop
-from muxserve.bench.machine import describe
-from muxserve.bench.server import HOST, RunningServer, running_muxserve
-from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import available_cores
+from muxserve.loadtest.servers.muxserve import HOST, RunningServer, running_muxserve
+from muxserve.measure.machine import describe
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 CONNECTIONS, TEXTS_EACH = 12, 512

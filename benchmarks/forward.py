@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a checkout does; nothing is to be installed
 
-from muxserve.bench.machine import describe
+from muxserve.measure.machine import describe
 from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
 
 ROOT = Path(__file__).parents[1]

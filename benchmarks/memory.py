@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from muxserve.bench.machine import describe
-from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import EngineConfig, available_cores
 from muxserve.engine.engine import Engine
 from muxserve.engine.forward import Executor, load_to_serve, make_executor
 from muxserve.engine.memory import PREPARED, keep_few_shapes
 from muxserve.engine.request import RequestOptions
+from muxserve.measure.machine import describe
+from muxserve.measure.texts import generated_texts
 
 OUT = Path(__file__).parent / "results" / "memory.json"
 RUNTIMES = ["torch", "openvino"]

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from muxserve.bench.families import write_random_family
-from muxserve.bench.machine import describe
 from muxserve.engine.config import available_cores
 from muxserve.engine.forward import load_to_serve, make_executor
+from muxserve.measure.families import write_random_family
+from muxserve.measure.machine import describe
 from muxserve.models.family import Family, member_logits, resolve
 
 WIDTHS = [1, 10]

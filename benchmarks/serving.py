@@ -27,17 +27,23 @@ from transformers.utils import logging
 
 from muxserve.bench.burst import Burst, measure_burst
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
-from muxserve.bench.families import write_random_family
-from muxserve.bench.machine import describe
-from muxserve.bench.offline import offline_rate
-from muxserve.bench.peers import PEERS, PeerFailed, environment, running
-from muxserve.bench.plain_model import write_plain_model
-from muxserve.bench.server import HOST, RunningServer, free_port, running_muxserve, stages_ms
 from muxserve.bench.serving_report import as_markdown, plot, summary
-from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import available_cores
 from muxserve.engine.forward import load_to_serve, make_executor
 from muxserve.engine.tokens import TextEncoder
+from muxserve.loadtest.servers.muxserve import (
+    HOST,
+    RunningServer,
+    free_port,
+    running_muxserve,
+    stages_ms,
+)
+from muxserve.loadtest.servers.peers import PEERS, PeerFailed, environment, running
+from muxserve.loadtest.servers.plain_model import write_plain_model
+from muxserve.measure.families import write_random_family
+from muxserve.measure.machine import describe
+from muxserve.measure.offline import offline_rate
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family, resolve
 from muxserve.models.precision import fastest_dtype
 from muxserve.serving.config import ServeConfig

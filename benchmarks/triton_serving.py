@@ -23,12 +23,12 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process, text_body
-from muxserve.bench.machine import describe
-from muxserve.bench.server import HOST, running_muxserve
-from muxserve.bench.texts import generated_texts
-from muxserve.bench.triton_server import TritonFailed, TritonServer
 from muxserve.engine.config import available_cores
 from muxserve.errors import MuxserveError
+from muxserve.loadtest.servers.muxserve import HOST, running_muxserve
+from muxserve.loadtest.servers.triton import TritonFailed, TritonServer
+from muxserve.measure.machine import describe
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 TRITON_VERSION = "2.51.0 (24.10)"

@@ -10,4 +10,4 @@ number of users is the offered rate. Other users: ManyTexts, MixedLengths, Words
 Handle.
 """
 
-from muxserve.loadtest.locustfile import *  # noqa: F403
+from muxserve.loadtest.generator.locustfile import *  # noqa: F403

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from muxserve.bench.server import free_port
-from muxserve.serving.doors import Door
-from muxserve.serving.http import create_app
-from muxserve.serving.listener import Listener
-from muxserve.serving.oip_grpc import GrpcListener
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.serving.access.doors import Door
+from muxserve.serving.listening.listener import Listener
+from muxserve.serving.protocols.http import create_app
+from muxserve.serving.protocols.oip_grpc import GrpcListener
 from muxserve.serving.service import TextService
 
 _BOUND_S = 30

@@ -10,7 +10,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 
 BOUND_S = 240.0
 #: Of this machine alone, but not 127.0.0.1: Ray replaces that by the outer address when it

@@ -18,10 +18,12 @@ ALLOWED = {
     "training": {"errors", "extras", "models"},
     "triton": {"errors", "extras", "models", "engine"},
     "serving": {"errors", "extras", "models", "engine", "triton"},
-    "bench": {"errors", "extras", "models", "engine"},
-    "loadtest": {"errors", "extras", "models", "engine", "bench"},
+    "planning": {"errors", "models", "engine"},
+    "measure": {"errors", "models", "engine"},
+    "bench": {"errors", "models", "engine", "measure", "loadtest"},
+    "loadtest": {"errors", "extras", "models", "engine", "measure"},
 }
-WITHOUT_RAY = {"errors", "extras", "models", "engine", "training", "triton", "bench"}
+WITHOUT_RAY = {"errors", "extras", "models", "engine", "training", "triton", "planning", "measure"}
 MOST_LINES = 400
 
 

@@ -15,7 +15,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 from muxserve import __version__
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.conftest import tiny_tokenizer
 
 ENVIRONMENT = {

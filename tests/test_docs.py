@@ -17,7 +17,7 @@ from muxserve.models.family import read_spec, resolve
 from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more errors
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.metrics import SERIES
-from muxserve.serving.schemas import PredictRequest
+from muxserve.serving.protocols.schemas import PredictRequest
 
 ROOT = Path(__file__).parents[1]
 SERVING = (ROOT / "docs" / "serving.md").read_text()

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from muxserve.bench.closed_loop import closed_loop
-from muxserve.bench.texts import generated_texts
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 ROOT = Path(__file__).parents[1]

@@ -19,9 +19,16 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from muxserve.bench.closed_loop import closed_loop
-from muxserve.bench.peers import PEERS, Peer, PeerFailed, environment, running, write_plain_model
-from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import available_cores
+from muxserve.loadtest.servers.peers import (
+    PEERS,
+    Peer,
+    PeerFailed,
+    environment,
+    running,
+    write_plain_model,
+)
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import resolve
 
 TEXTS = ["A moving film.", "Dull, and far too long " * 8, "x"]

@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 from muxserve.bench.closed_loop import LoadResult, in_own_process, open_loop
-from muxserve.bench.server import HOST, RunningServer
-from muxserve.bench.texts import generated_texts
+from muxserve.loadtest.servers.muxserve import HOST, RunningServer
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 #: Seconds of each stretch of the timeline.

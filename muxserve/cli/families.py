@@ -111,7 +111,12 @@ def evaluate(
     """
     from muxserve.engine.forward import DTYPES, load_to_serve
     from muxserve.models.family import Family, read_spec, resolve
-    from muxserve.training.data import LabelledTexts, TaggedTexts, read_labelled, read_tagged
+    from muxserve.training.data.labelled import (
+        LabelledTexts,
+        TaggedTexts,
+        read_labelled,
+        read_tagged,
+    )
     from muxserve.training.evaluation import deviations, evaluate_family, store_measured
 
     folder = resolve(family)
@@ -152,10 +157,10 @@ def evaluate(
 def _draw(
     family: "Family", measured: "Sequence[Measured]", texts: "Sequence[str]", file: Path
 ) -> None:
-    from muxserve.bench.figure import Point, draw
-    from muxserve.bench.offline import offline_rate
     from muxserve.engine.config import available_cores
     from muxserve.engine.tokens import TextEncoder
+    from muxserve.measure.figure import Point, draw
+    from muxserve.measure.offline import offline_rate
 
     rows = [one.ids for one in TextEncoder.of_family(family).encode(texts)]
     points = [

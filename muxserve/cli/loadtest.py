@@ -97,11 +97,11 @@ def run(
       muxserve loadtest loadtests/scenarios/gain.yaml
       muxserve loadtest loadtests/scenarios/burst.yaml --out burst --fail-if 'error_rate > 0'
     """
-    from muxserve.loadtest.files import prepare_folder, write_report
+    from muxserve.loadtest.report.files import prepare_folder, write_report
+    from muxserve.loadtest.report.thresholds import check, parse_threshold
     from muxserve.loadtest.run import Runner
-    from muxserve.loadtest.scenario import read_scenario
-    from muxserve.loadtest.thresholds import check, parse_threshold
-    from muxserve.loadtest.variation import at_url, lengthened, with_key
+    from muxserve.loadtest.scenario.overrides import at_url, lengthened, with_key
+    from muxserve.loadtest.scenario.scenario import read_scenario
 
     thresholds = [parse_threshold(one) for one in fail_if or []]
     chosen = lengthened(read_scenario(scenario), time_scale)
@@ -152,9 +152,9 @@ def compare(
       muxserve loadtest compare loadtest-gain before/
       muxserve loadtest compare before/report.json after/report.json --json
     """
-    from muxserve.loadtest.compare import as_rows
-    from muxserve.loadtest.compare import compare as compare_reports
-    from muxserve.loadtest.files import read_report
+    from muxserve.loadtest.report.compare import as_rows
+    from muxserve.loadtest.report.compare import compare as compare_reports
+    from muxserve.loadtest.report.files import read_report
 
     compared = compare_reports(read_report(a), read_report(b))
     if as_json:
@@ -169,7 +169,7 @@ def compare(
 
 
 def _summary(report: dict[str, Any]) -> str:
-    from muxserve.loadtest.page import COLUMNS
+    from muxserve.loadtest.report.page import COLUMNS
 
     rows: list[tuple[str, ...]] = [("server", "load", *(name for name, _ in COLUMNS))]
     for server in report["servers"]:

@@ -13,9 +13,9 @@ from muxserve.cli.app import FamilyOption, JsonOption, app, table, told_in_one_l
 from muxserve.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from muxserve.engine.simulation import Phase, Simulated, SimulatedText
     from muxserve.engine.times import ForwardTimes
     from muxserve.models.family import FamilySpec
+    from muxserve.planning.simulation import Phase, Simulated, SimulatedText
 
 #: More than this many simulated texts take minutes.
 MOST_TEXTS = 200_000
@@ -76,9 +76,9 @@ def plan(
       muxserve plan --rate 50 --save-times times.json
       muxserve plan --rate 5000 --times times.json --texts mine.txt --json
     """
-    from muxserve.engine.simulation import poisson_arrivals
     from muxserve.engine.tokens import TextEncoder
     from muxserve.models.family import Family
+    from muxserve.planning.simulation import poisson_arrivals
 
     phases = parse_rate(rate)
     expected = sum(phase.rate * phase.seconds for phase in phases)
@@ -172,7 +172,7 @@ def parse_rate(rate: str) -> "list[Phase]":
     Raises:
         InvalidInput: for anything else.
     """
-    from muxserve.engine.simulation import Phase
+    from muxserve.planning.simulation import Phase
 
     phases = []
     for part in rate.split(","):
@@ -226,7 +226,7 @@ def _fewest(
     max_replicas: int,
 ) -> Row:
     """The fewest replicas that meet the target, found by doubling and then halving the step."""
-    from muxserve.engine.simulation import Replicas, simulate
+    from muxserve.planning.simulation import Replicas, simulate
 
     done: dict[int, Simulated] = {}
 
@@ -337,14 +337,14 @@ def _texts(file: Path) -> list[str]:
 
 
 def _generated(tokenizer: Any) -> list[str]:
-    from muxserve.bench.texts import generated_texts
+    from muxserve.measure.texts import generated_texts
 
     return generated_texts(tokenizer, 500)
 
 
 def _measure(family: str) -> Measured:
-    from muxserve.bench.machine import describe
     from muxserve.engine.engine import Engine
+    from muxserve.measure.machine import describe
 
     typer.echo(f"measuring forward times of {family} here ...", err=True)
     with Engine.from_family(family) as engine:

@@ -8,7 +8,7 @@ import typer
 
 from muxserve.cli.app import FamilyOption, app, told_in_one_line
 from muxserve.errors import InvalidInput
-from muxserve.serving.ports import check_port_is_free, free_block
+from muxserve.serving.listening.ports import check_port_is_free, free_block
 
 if TYPE_CHECKING:
     from muxserve.serving.security import SecurityConfig
@@ -86,8 +86,8 @@ def serve(
     try:
         from muxserve.serving.app import build_app
         from muxserve.serving.config import ServeConfig
-        from muxserve.serving.local import serve_until_stopped
-        from muxserve.serving.placement import needs
+        from muxserve.serving.ray.local import serve_until_stopped
+        from muxserve.serving.ray.placement import needs
     except ModuleNotFoundError as error:
         raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
 

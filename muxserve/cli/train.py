@@ -11,8 +11,8 @@ from muxserve.cli.families import print_measured
 from muxserve.cli.flags import SeveralWidths, flags_of
 from muxserve.errors import InvalidInput
 from muxserve.extras import require
-from muxserve.training.program import logged_plainly
 from muxserve.training.recipe import DistillSettings, FamilyRecipe, Stage, StageRecipe
+from recipes.program import logged_plainly
 
 train = typer.Typer(
     help="Train a family.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
@@ -88,7 +88,7 @@ def distill(
     settings = {**settings, **given, "distill": {**nested, **of_steps}}
     recipe = FamilyRecipe.model_validate(settings)
 
-    from muxserve.training.distillation import distill_family
+    from muxserve.training.distil.distillation import distill_family
 
     with logged_plainly():
         measured = distill_family(recipe)
@@ -157,7 +157,7 @@ def _run_stage(stage: Stage, config: Path | None, as_json: bool, flags: dict[str
         )
     recipe = StageRecipe.model_validate(settings)
     require(f"the stage {stage}", "training", "accelerate", "datasets")
-    from muxserve.training.stages import run_stage
+    from muxserve.training.stages.run import run_stage
 
     with logged_plainly():
         measured = run_stage(recipe)

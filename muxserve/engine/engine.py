@@ -13,13 +13,13 @@ from typing import Self
 
 from muxserve.engine.config import EngineConfig, available_cores
 from muxserve.engine.forward import Executor, load_to_serve, make_executor
+from muxserve.engine.futures import Waker
 from muxserve.engine.line import Line
 from muxserve.engine.request import Outcome, Prediction, Request, RequestOptions, Tokens
 from muxserve.engine.scores import Classification, Tagging, label_scores, word_labels
 from muxserve.engine.stats import EngineStats
 from muxserve.engine.times import grid
 from muxserve.engine.tokens import TextEncoder
-from muxserve.engine.waking import Waker
 from muxserve.engine.widths import allowed_widths
 from muxserve.engine.workers import Workers
 from muxserve.errors import (

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from muxserve.loadtest.figures import figures
-from muxserve.loadtest.generator import Generator, GeneratorFailed
-from muxserve.loadtest.job import Job
-from muxserve.loadtest.tally import OK, Tally, quantile_s
-from muxserve.loadtest.targets import Target, TargetFailed
-from muxserve.loadtest.watch import Watch
+from muxserve.loadtest.generator.generator import Generator, GeneratorFailed
+from muxserve.loadtest.generator.load_spec import Job
+from muxserve.loadtest.generator.tally import OK, Tally, quantile_s
+from muxserve.loadtest.report.figures import figures
+from muxserve.loadtest.servers.targets import Target, TargetFailed
+from muxserve.loadtest.servers.watch import Watch
 
 _POLL_S = 0.5
 #: A server that answers nothing but broken connections for so long has died; at the end of a load

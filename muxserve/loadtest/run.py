@@ -13,17 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from muxserve.bench.machine import describe
-from muxserve.loadtest.alone import ask_alone
-from muxserve.loadtest.generator import GeneratorFailed
-from muxserve.loadtest.job import Job
+from muxserve.loadtest.generator.generator import GeneratorFailed
+from muxserve.loadtest.generator.load_spec import Job
 from muxserve.loadtest.one_load import run_load
-from muxserve.loadtest.scenario import Scenario, ServerSpec
+from muxserve.loadtest.report.verdict import verdict
+from muxserve.loadtest.scenario.scenario import Scenario, ServerSpec
+from muxserve.loadtest.scenario.shapes import Constant, Search, Shape
+from muxserve.loadtest.scenario.texts import Text, labels_in, load_texts, write_texts
 from muxserve.loadtest.search import highest_rate, passes, search_row
-from muxserve.loadtest.shapes import Constant, Search, Shape
-from muxserve.loadtest.targets import Target, TargetFailed, model_name, open_target
-from muxserve.loadtest.texts import Text, labels_in, load_texts, write_texts
-from muxserve.loadtest.verdict import verdict
+from muxserve.loadtest.servers.reference_labels import ask_alone
+from muxserve.loadtest.servers.targets import Target, TargetFailed, model_name, open_target
+from muxserve.measure.machine import describe
 
 _ALONE_LIMIT_S = 30.0
 

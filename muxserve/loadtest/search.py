@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from muxserve.loadtest.shapes import Search
+from muxserve.loadtest.scenario.shapes import Search
 
 
 def highest_rate(search: Search, passes_at: Callable[[float], bool]) -> float | None:

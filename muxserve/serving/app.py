@@ -22,12 +22,12 @@ from muxserve.models.family import (
     resolve,
     shipped_families,
 )
-from muxserve.serving.autoscaling import DrainPolicy
+from muxserve.serving.access.keys import narrowest, read_keys
 from muxserve.serving.config import ReplicasConfig, ServeConfig
-from muxserve.serving.ingress import MuxIngress
-from muxserve.serving.keys import narrowest, read_keys
-from muxserve.serving.placement import needs, shortfall
-from muxserve.serving.replica import MuxReplica
+from muxserve.serving.ray.autoscaling import DrainPolicy
+from muxserve.serving.ray.ingress import MuxIngress
+from muxserve.serving.ray.placement import needs, shortfall
+from muxserve.serving.ray.replica import MuxReplica
 from muxserve.serving.security import SecurityConfig
 
 log = logging.getLogger(__name__)

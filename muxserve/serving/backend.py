@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from muxserve.engine.engine import Engine, answer
+from muxserve.engine.futures import Waker
 from muxserve.engine.request import Outcome, RequestOptions, Tokens
-from muxserve.engine.waking import Waker
 from muxserve.serving.demand import DemandMeter
 
 

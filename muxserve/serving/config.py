@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from muxserve.engine.config import EngineConfig
-from muxserve.serving.connections import ConnectionsConfig
+from muxserve.serving.listening.connections import ConnectionsConfig
 from muxserve.serving.security import SecurityConfig
 from muxserve.triton.config import TritonConfig
 

@@ -1,7 +1,7 @@
 """Counters in, Prometheus text out: ``GET /metrics`` of an ingress, with the engines behind it.
 
 Nothing is counted here: what ``/stats`` has is read when a scrape asks, so a request costs no more
-for being measured. ``muxserve.serving.ray_metrics`` gives the same series to Ray.
+for being measured. ``muxserve.serving.ray.metrics`` gives the same series to Ray.
 """
 
 from collections.abc import Iterator, Mapping

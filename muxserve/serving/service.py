@@ -20,12 +20,12 @@ from muxserve.engine.room import Room
 from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.errors import DeadlineExceeded, MuxserveError, Overloaded, TextTooLong, TooManyTexts
 from muxserve.models.family import FamilySpec
+from muxserve.serving.access.callers import HANDLES, Caller
 from muxserve.serving.backend import Backend
-from muxserve.serving.body import Bodies
-from muxserve.serving.callers import HANDLES, Caller
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.fates import Fates
-from muxserve.serving.timers import Timers
+from muxserve.serving.listening.timers import Timers
+from muxserve.serving.protocols.bodies import Bodies
 from muxserve.serving.tokenizing import Tokenizing
 
 #: Bounds of the latency's histogram, in seconds.

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from muxserve.training.work import unwritten
+from muxserve.training.work_folder import unwritten
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from muxserve.models.family import (
 )
 from muxserve.models.spec import LengthQuality, Quality
 from muxserve.models.words import word_spans
-from muxserve.training.data import LabelledTexts, TaggedTexts, checksum, encoded, pad_batch
+from muxserve.training.data.labelled import LabelledTexts, TaggedTexts, checksum, encoded, pad_batch
+from muxserve.training.data.tags import tagged_rows
+from muxserve.training.distil.teacher import accuracy, token_ids
 from muxserve.training.pretrained import Student
-from muxserve.training.tags import tagged_rows
-from muxserve.training.teacher import accuracy, token_ids
-from muxserve.training.work import unwritten
+from muxserve.training.work_folder import unwritten
 
 log = logging.getLogger(__name__)
 

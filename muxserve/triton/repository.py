@@ -20,12 +20,12 @@ from muxserve.engine.widths import allowed_widths
 from muxserve.errors import InvalidInput
 from muxserve.models.family import Family, resolve
 from muxserve.triton import model_config as mc
+from muxserve.triton.copied_modules import write_model_code
 from muxserve.triton.graph import check_graph, export_graph
-from muxserve.triton.handbook import readme, requirements
 from muxserve.triton.identity import identity
+from muxserve.triton.readme import readme, requirements
 from muxserve.triton.runtime.facts import Facts
 from muxserve.triton.settings import ExportSettings
-from muxserve.triton.travelling import write_model_code
 from muxserve.triton.weights import store_graphs
 
 _RUNTIME = "muxserve.triton.runtime"

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from muxserve.bench import peers
-from muxserve.bench.peers import (
+from muxserve.loadtest.servers import peers
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.loadtest.servers.peers import (
     LABELS,
     PEERS,
     Launch,
@@ -20,7 +21,6 @@ from muxserve.bench.peers import (
     running,
     write_plain_model,
 )
-from muxserve.bench.server import free_port
 from tests.conftest import tiny_tokenizer
 
 TEXT = 'He said "très bon"\nand left \N{SLIGHTLY SMILING FACE}'

@@ -14,7 +14,7 @@ import torch
 import muxserve.engine.forward
 import muxserve.serving.app
 from muxserve.cli import main
-from muxserve.serving.replica import MuxReplica
+from muxserve.serving.ray.replica import MuxReplica
 
 #: The word of a text that no forward survives.
 POISON = "zyzzyva"

@@ -3,9 +3,9 @@
 import functools
 import random
 
-from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
+from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 FAMILY = "sentiment"

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from muxserve.bench.server import free_port, running_muxserve
 from muxserve.cli.serve import RAY_SETTINGS, Proxy
+from muxserve.loadtest.servers.muxserve import free_port, running_muxserve
 from tests.chaos.clients import HOST
 from tests.chaos.entry import FOLDER
 from tests.chaos.expected import FAMILY

@@ -10,7 +10,7 @@ from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from tests.chaos.expected import FAMILY

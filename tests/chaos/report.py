@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from muxserve.bench.machine import describe
+from muxserve.measure.machine import describe
 from tests.chaos.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]

@@ -3,8 +3,8 @@
 import asyncio
 
 from muxserve import Engine
-from muxserve.bench.texts import generated_texts
 from muxserve.engine.config import EngineConfig
+from muxserve.measure.texts import generated_texts
 
 CLIENTS = 64
 ROUNDS = 6

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from muxserve.engine.simulation import Phase, Replicas, Simulated, SimulatedText, poisson_arrivals
-from muxserve.engine.simulation import simulate as simulated
 from muxserve.engine.times import ForwardTimes
+from muxserve.planning.simulation import Phase, Replicas, Simulated, SimulatedText, poisson_arrivals
+from muxserve.planning.simulation import simulate as simulated
 
 WIDTHS = (1, 2, 5, 10)
 TARGET_S = 0.05

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.engine.simulation import Phase, Replicas, SimulatedText, poisson_arrivals, simulate
 from muxserve.engine.times import ForwardTimes
+from muxserve.planning.simulation import Phase, Replicas, SimulatedText, poisson_arrivals, simulate
 from tests.engine.simulated_times import linear_times
 
 TIMES = linear_times()

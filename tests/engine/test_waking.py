@@ -3,7 +3,7 @@
 import asyncio
 import threading
 
-from muxserve.engine.waking import Waker
+from muxserve.engine.futures import Waker
 
 BOUND_S = 20
 

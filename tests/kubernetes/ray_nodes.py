@@ -11,7 +11,7 @@ import tempfile
 
 from ray.cluster_utils import Cluster
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 
 #: Of this machine alone. Not 127.0.0.1, which Ray replaces by the outer address.
 LOOPBACK = "127.0.0.2"

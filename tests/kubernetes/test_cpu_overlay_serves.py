@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.kubernetes.rendering import ROOT, Doc, find, render
 from tests.ray_serve import BOUND_S, until
 

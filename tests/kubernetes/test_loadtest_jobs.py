@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.kubernetes.rendering import ROOT, Doc, find, of_kind, render
 from tests.loadtest.conftest import fake
 from tests.test_cli import ENVIRONMENT

@@ -6,7 +6,12 @@ import re
 import pytest
 import yaml
 
-from muxserve.serving.manifest import PATCH_FILE, rayservice_patch, read_deployment, serve_config
+from muxserve.serving.manifest import (
+    PATCH_FILE,
+    rayservice_patch,
+    read_deployment,
+    serve_config,
+)
 from tests.kubernetes import schemas
 from tests.kubernetes.pods import pods_of
 from tests.kubernetes.rendering import COMPOSED, K8S, OVERLAYS, ROOT, find, of_kind, render

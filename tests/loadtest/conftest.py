@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.ray_serve import until
 from tests.test_cli import ENVIRONMENT
 

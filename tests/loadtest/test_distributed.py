@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.loadtest.conftest import ROOT, fake, report_of, run, start, write_scenario
 from tests.ray_serve import until
 from tests.test_cli import ENVIRONMENT

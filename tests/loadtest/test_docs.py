@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from muxserve.loadtest import shapes
-from muxserve.loadtest.scenario import Scenario, ServerSpec, TextsSpec, read_scenario
+from muxserve.loadtest.scenario.scenario import (
+    Scenario,
+    ServerSpec,
+    TextsSpec,
+    read_scenario,
+    shapes,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "loadtests.md").read_text()

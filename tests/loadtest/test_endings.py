@@ -5,7 +5,7 @@ import signal
 import psutil
 import pytest
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.loadtest.conftest import fake, report_of, run, start, write_scenario
 from tests.ray_serve import until
 

@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import pytest
 
 from muxserve.errors import InvalidInput
-from muxserve.loadtest.charts import bars, lines
-from muxserve.loadtest.compare import as_rows, compare
-from muxserve.loadtest.files import read_report, write_report
-from muxserve.loadtest.page import page
-from muxserve.loadtest.thresholds import check, parse_threshold
-from muxserve.loadtest.verdict import gains, verdict
+from muxserve.loadtest.report.charts import bars, lines
+from muxserve.loadtest.report.compare import as_rows, compare
+from muxserve.loadtest.report.files import read_report, write_report
+from muxserve.loadtest.report.page import page
+from muxserve.loadtest.report.thresholds import check, parse_threshold
+from muxserve.loadtest.report.verdict import gains, verdict
 from tests.test_cli import muxserve
 
 
@@ -260,7 +260,7 @@ def test_nothing_to_draw_is_no_chart():
 
 def test_the_command_line_stays_free_of_locust():
     script = (
-        "import sys, muxserve.cli, muxserve.loadtest.run, muxserve.loadtest.files; "
+        "import sys, muxserve.cli, muxserve.loadtest.run, muxserve.loadtest.report.files; "
         "sys.exit(any(name.split('.')[0] in ('gevent', 'locust') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from muxserve.errors import InvalidInput
-from muxserve.loadtest.scenario import ScenarioError, ServerSpec, TextsSpec, read_scenario
-from muxserve.loadtest.texts import load_texts
-from muxserve.loadtest.variation import at_url, lengthened, with_key
+from muxserve.loadtest.scenario.overrides import at_url, lengthened, with_key
+from muxserve.loadtest.scenario.scenario import ScenarioError, ServerSpec, TextsSpec, read_scenario
+from muxserve.loadtest.scenario.texts import load_texts
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "loadtests" / "scenarios").glob("*.yaml"))

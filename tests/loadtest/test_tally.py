@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muxserve.loadtest.generator.tally import Second, Tally, bucket_of, quantile_s
+from muxserve.loadtest.scenario.shapes import Burst, Constant, Diurnal, Search, arrivals_s
 from muxserve.loadtest.search import highest_rate, passes, search_row
-from muxserve.loadtest.shapes import Burst, Constant, Diurnal, Search, arrivals_s
-from muxserve.loadtest.tally import Second, Tally, bucket_of, quantile_s
 
 LATENCIES = st.lists(st.floats(1e-4, 100), min_size=1, max_size=200)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.loadtest.conftest import ROOT, fake, report_of, run, write_scenario
 from tests.ray_serve import until
 

@@ -30,7 +30,7 @@ from muxserve.models.convert import convert
 from muxserve.models.family import Family, check_family, read_spec, write_spec
 from muxserve.models.files import MOST_DEPTH, read_json
 from muxserve.training.recipe import StageRecipe
-from muxserve.training.stage_start import stage_network
+from muxserve.training.stages.start import stage_network
 from tests.conftest import PIECES, tiny_plain_config, tiny_tokenizer
 
 Change = Callable[[dict[str, Any]], Any]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.monitoring.queries import Doc
 from tests.ray_serve import BOUND_S, until
 

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.metrics import SERIES

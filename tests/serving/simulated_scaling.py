@@ -3,10 +3,10 @@
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from muxserve.engine.simulation import Phase, Replicas, Simulated, poisson_arrivals, simulate
 from muxserve.engine.stats import EngineStats
-from muxserve.serving.autoscaling import Pending, Scaling, decide, seen_by
+from muxserve.planning.simulation import Phase, Replicas, Simulated, poisson_arrivals, simulate
 from muxserve.serving.demand import DemandMeter
+from muxserve.serving.ray.autoscaling import Pending, Scaling, decide, seen_by
 from tests.engine.simulated_times import linear_times
 
 #: A slow engine, so that half an hour takes seconds: about 4 texts/s at N=1 and 20 at N=5.

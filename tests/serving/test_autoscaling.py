@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxserve.engine.config import EngineConfig
-from muxserve.engine.simulation import Phase, Simulated
 from muxserve.engine.stats import EngineStats
+from muxserve.planning.simulation import Phase, Simulated
 from muxserve.serving.app import _scaling
-from muxserve.serving.autoscaling import (
+from muxserve.serving.config import ReplicasConfig
+from muxserve.serving.demand import DemandMeter, HeldBack
+from muxserve.serving.ray.autoscaling import (
     BUSY,
     BUSY_WITH_FEWER,
     Scaling,
@@ -24,8 +26,6 @@ from muxserve.serving.autoscaling import (
     needed,
     seen_by,
 )
-from muxserve.serving.config import ReplicasConfig
-from muxserve.serving.demand import DemandMeter, HeldBack
 from tests.serving.simulated_scaling import ONE_AT_WIDEST, scaled
 
 SCALING = Scaling(1, 8, 0.05, 30.0, 300.0, 600.0)

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from muxserve.errors import Overloaded
-from muxserve.serving.body import Bodies, ClientGone
-from muxserve.serving.timers import Timers
+from muxserve.serving.listening.timers import Timers
+from muxserve.serving.protocols.bodies import Bodies, ClientGone
 
 MEGABYTE = 1 << 20
 BOUND_S = 20.0

@@ -21,7 +21,7 @@ from muxserve.serving.bundles import (
 )
 from muxserve.serving.bundling import BundlingBackend
 from muxserve.serving.config import IngressConfig
-from muxserve.serving.replica import answer_bundle
+from muxserve.serving.ray.replica import answer_bundle
 
 BOUND_S = 20
 

@@ -6,14 +6,14 @@ import httpx
 import pytest
 import uvloop
 
-from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.serving.access.callers import Caller, of_address, peer_address
 from muxserve.serving.backend import LocalBackend
-from muxserve.serving.callers import Caller, of_address, peer_address
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.http import create_app
-from muxserve.serving.listener import Listener
+from muxserve.serving.listening.listener import Listener
+from muxserve.serving.protocols.http import create_app
 from muxserve.serving.service import TextService
 
 

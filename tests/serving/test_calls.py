@@ -13,9 +13,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from muxserve.errors import NotReady, Overloaded
 from muxserve.serving.bundles import Bundle, BundleAnswer
 from muxserve.serving.bundling import BundlingBackend
-from muxserve.serving.calls import ReplicaCalls
 from muxserve.serving.config import IngressConfig
 from muxserve.serving.metrics import exposition
+from muxserve.serving.ray.calls import ReplicaCalls
 
 BUNDLE = Bundle(np.array([1], np.int32), np.array([1], np.int32), ())
 ANSWER = BundleAnswer(np.zeros((1, 2), np.float32), None, np.ones(1, np.int32), {})

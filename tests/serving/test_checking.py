@@ -21,11 +21,16 @@ from muxserve.errors import InvalidInput, MuxserveError, TextTooLong, TooManyTex
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.errors import MalformedJson, shown
-from muxserve.serving.http import _truncate
-from muxserve.serving.json_bodies import read_json
-from muxserve.serving.oip import read_byte_strings
-from muxserve.serving.oip_rest import InferBody
-from muxserve.serving.schemas import ClassificationRequest, PredictRequest, check_texts, parse
+from muxserve.serving.protocols.http import _truncate
+from muxserve.serving.protocols.json_bodies import read_json
+from muxserve.serving.protocols.oip import read_byte_strings
+from muxserve.serving.protocols.oip_rest import InferBody
+from muxserve.serving.protocols.schemas import (
+    ClassificationRequest,
+    PredictRequest,
+    check_texts,
+    parse,
+)
 from muxserve.serving.service import TextService
 from muxserve.serving.tokenizing import Tokenizing
 from tests.conftest import MAX_LENGTH, tiny_tokenizer

@@ -21,7 +21,7 @@ import torch
 from ray import serve
 from ray.cluster_utils import Cluster
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 
 BOUND_S = 20
 #: An app that answers with the body it read, in a process with few descriptors.
@@ -24,10 +24,10 @@ import asyncio, json, resource, sys, logging
 import uvloop
 logging.basicConfig(level=logging.INFO)
 from muxserve.errors import MuxserveError
-from muxserve.serving.body import Bodies, ClientGone
-from muxserve.serving.connections import ConnectionsConfig
-from muxserve.serving.listener import Listener
-from muxserve.serving.timers import Timers
+from muxserve.serving.protocols.bodies import Bodies, ClientGone
+from muxserve.serving.listening.connections import ConnectionsConfig
+from muxserve.serving.listening.listener import Listener
+from muxserve.serving.listening.timers import Timers
 port, descriptors, settings = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 bodies = Bodies(2**20, Timers())

@@ -13,9 +13,9 @@ from muxserve.engine.request import Outcome, Prediction, RequestOptions, Tokens
 from muxserve.engine.tokens import TextEncoder
 from muxserve.errors import Overloaded
 from muxserve.models.family import Family
+from muxserve.serving.access.callers import Caller
 from muxserve.serving.bundles import Bundle, BundleAnswer, pack_answer
 from muxserve.serving.bundling import BundlingBackend
-from muxserve.serving.callers import Caller
 from muxserve.serving.config import IngressConfig, LimitsConfig
 from muxserve.serving.service import TextService
 from muxserve.serving.tokenizing import Tokenizing

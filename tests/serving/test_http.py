@@ -17,15 +17,15 @@ from huggingface_hub import TextClassificationOutputElement
 from prometheus_client.parser import text_string_to_metric_families
 
 from muxserve import Engine, Family
-from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.forward import TorchExecutor
+from muxserve.loadtest.servers.muxserve import free_port
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.http import create_app
-from muxserve.serving.listener import Listener
+from muxserve.serving.listening.listener import Listener
 from muxserve.serving.metrics import SERIES, exposition
-from muxserve.serving.openapi import describe
+from muxserve.serving.protocols.http import create_app
+from muxserve.serving.protocols.openapi import describe
 from muxserve.serving.service import TextService
 
 LIMITS = LimitsConfig(max_texts_per_request=8, max_body_bytes=2048, request_timeout_s=20)

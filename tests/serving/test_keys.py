@@ -15,10 +15,10 @@ import yaml
 from pydantic import ValidationError
 
 from muxserve.errors import InvalidInput
-from muxserve.serving import keys as keys_module
+from muxserve.serving.access import keys as keys_module
+from muxserve.serving.access.keys import KeyEntry, KeyLimits, Keyring, read_keys
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.keys import KeyEntry, KeyLimits, Keyring, read_keys
-from muxserve.serving.replica import log_through_ray
+from muxserve.serving.ray.replica import log_through_ray
 
 SECRET = "c0ffee" * 10
 OTHER = "decade" * 10

@@ -10,10 +10,10 @@ import httpx
 import pytest
 import uvloop
 
-from muxserve.bench.server import free_port
 from muxserve.errors import InvalidInput
-from muxserve.serving import protocol as protocol_module
-from muxserve.serving.listener import Listener
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.serving.listening import http11 as protocol_module
+from muxserve.serving.listening.listener import Listener
 
 BOUND_S = 20
 

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from tests.serving.test_serve_run import serve_run, wait_until_ready
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
@@ -258,7 +258,7 @@ def test_a_port_of_another_server_is_refused_before_ray_starts(start, other, opt
 BROKEN = """
 from ray import serve
 from muxserve.errors import FamilyError
-from muxserve.serving.local import DoesNotStart, serve_until_stopped
+from muxserve.serving.ray.local import DoesNotStart, serve_until_stopped
 @serve.deployment
 class Broken:
     def __init__(self):

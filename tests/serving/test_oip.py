@@ -21,8 +21,8 @@ from muxserve.engine.config import EngineConfig
 from muxserve.errors import InvalidInput
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.oip import as_bytes, read_byte_strings
-from muxserve.serving.oip_grpc import GrpcListener
+from muxserve.serving.protocols.oip import as_bytes, read_byte_strings
+from muxserve.serving.protocols.oip_grpc import GrpcListener
 from muxserve.serving.service import TextService
 from tests.listening import listening
 from tests.triton.asking import Asker

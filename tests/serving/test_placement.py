@@ -3,7 +3,7 @@
 import pytest
 
 from muxserve.serving.config import ServeConfig
-from muxserve.serving.placement import needs, shortfall
+from muxserve.serving.ray.placement import needs, shortfall
 
 
 def missing(nodes: list[dict[str, float]], **settings) -> str | None:

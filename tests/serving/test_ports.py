@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from muxserve.bench.server import free_port
 from muxserve.errors import InvalidInput
-from muxserve.serving.listener import bound_socket
-from muxserve.serving.ports import PortClaim, check_port_is_free
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.serving.listening.listener import bound_socket
+from muxserve.serving.listening.ports import PortClaim, check_port_is_free
 
 HOST, FIELD = "127.0.0.1", "ingress.grpc_port"
 

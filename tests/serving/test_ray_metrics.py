@@ -10,11 +10,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.metrics import SERIES, samples
-from muxserve.serving.ray_metrics import RayMetrics
+from muxserve.serving.ray.metrics import RayMetrics
 from tests.ray_serve import BOUND_S, ray_serve, until
 
 pytestmark = pytest.mark.ray
@@ -122,7 +122,7 @@ def test_a_counter_is_there_before_it_grows(served):
 
 def test_it_goes_on_without_ray_and_says_once_what_is_wrong(monkeypatch, caplog):
     """Where no agent takes the metrics, and where the counters cannot be read."""
-    monkeypatch.setattr("muxserve.serving.ray_metrics.EVERY_S", 0.01)
+    monkeypatch.setattr("muxserve.serving.ray.metrics.EVERY_S", 0.01)
     looks = threading.Semaphore(0)
     failing = threading.Event()
 

@@ -10,7 +10,7 @@ from ray import serve
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.request import RequestOptions, Tokens
 from muxserve.serving.bundles import Bundle, pack
-from muxserve.serving.replica import MuxReplica
+from muxserve.serving.ray.replica import MuxReplica
 from tests.ray_serve import BOUND_S, ray_serve, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray]

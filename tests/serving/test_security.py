@@ -27,21 +27,21 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import Engine
-from muxserve.bench.server import free_port
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.request import RequestOptions, Tokens
 from muxserve.errors import FamilyError, InvalidInput, one_line
-from muxserve.loadtest.oip_clients import OipGrpcSpeaker, OipHttpSpeaker
-from muxserve.loadtest.requests import OK
-from muxserve.loadtest.texts import Text
+from muxserve.loadtest.generator.oip_clients import OipGrpcSpeaker, OipHttpSpeaker
+from muxserve.loadtest.generator.requests import OK
+from muxserve.loadtest.scenario.texts import Text
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.serving.access.callers import HANDLES
+from muxserve.serving.access.doors import Door
+from muxserve.serving.access.keys import Keyring
+from muxserve.serving.access.proxies import TrustedProxies
 from muxserve.serving.app import build_app
 from muxserve.serving.backend import LocalBackend
-from muxserve.serving.callers import HANDLES
 from muxserve.serving.config import LimitsConfig, ServeConfig
-from muxserve.serving.doors import Door
-from muxserve.serving.keys import Keyring
-from muxserve.serving.listener import Listener
-from muxserve.serving.proxies import TrustedProxies
+from muxserve.serving.listening.listener import Listener
 from muxserve.serving.security import SecurityConfig
 from muxserve.serving.service import TextService
 from tests.listening import listening

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from muxserve.bench.server import free_port
+from muxserve.loadtest.servers.muxserve import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVE = Path(sys.executable).with_name("serve")

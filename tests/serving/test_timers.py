@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from muxserve.serving.timers import Timers
+from muxserve.serving.listening.timers import Timers
 
 BOUND_S = 20
 SHARED_S, SHORT_S = 0.15, 0.02

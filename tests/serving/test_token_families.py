@@ -17,8 +17,8 @@ from muxserve.errors import ForwardFailed
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.bundles import pack, pack_answer, unpack_answer
 from muxserve.serving.config import LimitsConfig
-from muxserve.serving.http import create_app
-from muxserve.serving.replica import answer_bundle
+from muxserve.serving.protocols.http import create_app
+from muxserve.serving.ray.replica import answer_bundle
 from muxserve.serving.service import TextService
 
 TEXT = "The good film, not bad!"

@@ -8,14 +8,14 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.training.data import (
+from muxserve.training.data.labelled import (
     near_length_batches,
     pad_batch,
     read_labelled,
     read_tagged,
     read_texts,
 )
-from muxserve.training.sentiment_data import chunks, held_out, letters
+from recipes.sentiment_data import chunks, held_out, letters
 
 LABELS = ("negative", "positive")
 

@@ -15,13 +15,13 @@ from tokenizers.processors import BertProcessing
 
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.models.family import Family
-from muxserve.training import multiplex
-from muxserve.training.distillation import save_family
-from muxserve.training.goals import Goals
-from muxserve.training.multiplex import distill
+from muxserve.training.distil import multiplex
+from muxserve.training.distil.distillation import save_family
+from muxserve.training.distil.goals import Goals
+from muxserve.training.distil.multiplex import distill
+from muxserve.training.distil.student import cut_student, cut_tokenizer
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.recipe import DistillSettings
-from muxserve.training.student import cut_student, cut_tokenizer
 from tests.conftest import PIECES, tiny_bert, tiny_config, tiny_tokenizer
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from muxserve.models.family import Family, member_logits
-from muxserve.training.data import LabelledTexts, checksum
+from muxserve.training.data.labelled import LabelledTexts, checksum
 from muxserve.training.evaluation import (
     calibration_error,
     deviations,

@@ -13,11 +13,11 @@ import pytest
 
 from muxserve.models.family import read_spec
 from muxserve.training.curves import Curves
-from muxserve.training.distillation import distill_family, save_family
+from muxserve.training.distil.distillation import distill_family, save_family
 from muxserve.training.evaluation import store_measured
-from muxserve.training.stage_trainer import StageTrainer
-from muxserve.training.stages import run_stage
-from muxserve.training.work import built_whole, claimed
+from muxserve.training.stages.run import run_stage
+from muxserve.training.stages.trainer import StageTrainer
+from muxserve.training.work_folder import built_whole, claimed
 from tests.conftest import tiny_tokenizer
 from tests.training import test_stages as stages
 from tests.training import test_your_own_family as own

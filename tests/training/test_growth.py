@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from muxserve.models import MuxBertForSequenceClassification
-from muxserve.training.distillation import build_student
-from muxserve.training.growth import start_from
+from muxserve.training.distil.distillation import build_student
+from muxserve.training.distil.growth import start_from
+from muxserve.training.distil.student import spread
 from muxserve.training.pretrained import plain_encoder
-from muxserve.training.student import spread
 from tests.conftest import PIECES, tiny_bert
 
 LABELS = ("negative", "positive")

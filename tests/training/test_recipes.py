@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from muxserve.models.family import Family
-from muxserve.training import part_of_speech, sentiment
-from muxserve.training.data import LabelledTexts, TaggedTexts
-from muxserve.training.distillation import build_student, save_family
+from muxserve.training.data.labelled import LabelledTexts, TaggedTexts
+from muxserve.training.distil.distillation import build_student, save_family
 from muxserve.training.pretrained import plain_encoder
-from muxserve.training.program import run
+from recipes import part_of_speech, sentiment
+from recipes.program import run
 from tests.conftest import PIECES, tiny_bert, tiny_tokenizer
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]

@@ -17,8 +17,8 @@ from muxserve.cli import app
 from muxserve.models.convert import convert
 from muxserve.models.family import Family
 from muxserve.training.recipe import StageRecipe
-from muxserve.training.stage_trainer import StageTrainer, last_whole_checkpoint
-from muxserve.training.stages import run_stage
+from muxserve.training.stages.run import run_stage
+from muxserve.training.stages.trainer import StageTrainer, last_whole_checkpoint
 from tests.conftest import program, tiny_tokenizer
 from tests.models.test_convert import golden
 

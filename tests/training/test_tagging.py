@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from muxserve.models import MuxBertForTokenClassification
 from muxserve.models.family import Family
 from muxserve.models.heads import IGNORED
-from muxserve.training.brown import LABELS, brown, universal_tag
-from muxserve.training.data import TaggedTexts, read_tagged
-from muxserve.training.distillation import save_family
+from muxserve.training.data.labelled import TaggedTexts, read_tagged
+from muxserve.training.data.tags import tagged_rows
+from muxserve.training.distil.distillation import save_family
+from muxserve.training.distil.goals import token_goals
+from muxserve.training.distil.multiplex import distill
 from muxserve.training.evaluation import evaluate_family, grouped_predictions, tagged_examples
-from muxserve.training.goals import token_goals
-from muxserve.training.multiplex import distill
 from muxserve.training.recipe import DistillSettings
-from muxserve.training.tags import tagged_rows
+from recipes.brown import LABELS, brown, universal_tag
 from tests.conftest import TAGS, tiny_config, tiny_tokenizer
 
 #: A language of which every word has one tag.

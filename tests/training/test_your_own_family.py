@@ -22,10 +22,10 @@ from muxserve import Engine
 from muxserve.cli import app
 from muxserve.engine.config import EngineConfig
 from muxserve.models.family import Family
-from muxserve.training.distillation import build_student, distill_family
+from muxserve.training.distil.distillation import build_student, distill_family
+from muxserve.training.distil.student import spread
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.recipe import DistillSettings, FamilyRecipe
-from muxserve.training.student import spread
 from tests.conftest import program, tiny_tokenizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "your-own-family.md"
@@ -167,7 +167,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_pa
     distill_family(whole)
     stopped = recipe(teacher, texts, out=tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr("muxserve.training.distillation.measure", killed)
+        patch.setattr("muxserve.training.distil.distillation.measure", killed)
         with pytest.raises(KeyboardInterrupt):
             distill_family(stopped)
     assert not stopped.out.exists()
@@ -179,7 +179,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_pa
 
 
 def test_soft_labels_are_computed_once_for_each_part(teacher, texts, tmp_path, monkeypatch):
-    from muxserve.training import teacher as teaching
+    from muxserve.training.distil import teacher as teaching
 
     monkeypatch.setattr(teaching, "SOFT_LABEL_PART", 100)
     asked: list[int] = []
@@ -219,7 +219,7 @@ def rewind(state: Path, whole: FamilyRecipe, tmp_path: Path) -> None:
         if step == FAST.steps // 2:
             saved.append(shutil.copy(file, tmp_path / "middle.pt"))
 
-    from muxserve.training import multiplex
+    from muxserve.training.distil import multiplex
 
     original = multiplex._save
     multiplex._save = keep

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muxserve.bench.triton_server import ENVIRONMENT, TritonServer
+from muxserve.loadtest.servers.triton import ENVIRONMENT, TritonServer
 from muxserve.triton.repository import Exported, export
 from muxserve.triton.settings import ExportSettings
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muxserve.bench.server import free_port
-from muxserve.bench.triton_server import TritonServer
 from muxserve.engine.request import Prediction
 from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.loadtest.servers.triton import TritonServer
 from muxserve.models.family import Family
 from muxserve.triton.client import TritonModel
 from muxserve.triton.config import TritonConfig

@@ -12,11 +12,11 @@ from muxserve.engine import policy, slots, times
 from muxserve.errors import InvalidInput
 from muxserve.models import words
 from muxserve.triton import repository as repository_module
+from muxserve.triton.copied_modules import modules_of
 from muxserve.triton.graph import check_graph
 from muxserve.triton.model_config import parse_text
 from muxserve.triton.repository import export
 from muxserve.triton.settings import ExportSettings
-from muxserve.triton.travelling import modules_of
 
 
 def configs(folder: Path):

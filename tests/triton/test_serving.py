@@ -11,9 +11,9 @@ import httpx
 import pytest
 from ray import serve
 
-from muxserve.bench.triton_server import TritonServer
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
+from muxserve.loadtest.servers.triton import TritonServer
 from muxserve.serving.app import build_app
 from muxserve.serving.config import ServeConfig
 from tests.ray_serve import BOUND_S, ray_serve, until

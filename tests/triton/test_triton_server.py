@@ -1,4 +1,4 @@
-"""``python -m muxserve.bench.triton_server``: serves until told to end, and leaves nothing."""
+"""``python -m muxserve.loadtest.servers.triton``: serves until told to end, and leaves nothing."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from muxserve.bench.server import free_port
-from muxserve.bench.triton_server import TritonFailed, TritonServer
+from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.loadtest.servers.triton import TritonFailed, TritonServer
 
 ROOT = Path(__file__).parents[2]
 BOUND_S = 60
@@ -24,7 +24,7 @@ def test_it_serves_until_a_signal_and_its_server_ends_with_it(
 ):
     (tmp_path / "tiny_n1").symlink_to(exported.folder / "tiny_n1")
     port = free_port()
-    command = [sys.executable, "-m", "muxserve.bench.triton_server", str(tmp_path)]
+    command = [sys.executable, "-m", "muxserve.loadtest.servers.triton", str(tmp_path)]
     command += ["--http-port", str(port), "--grpc-port", str(free_port())]
     running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:

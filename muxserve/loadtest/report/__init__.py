@@ -1,0 +1,1 @@
+"""What was measured: figures, one HTML page, comparisons."""

@@ -1,0 +1,1 @@
+"""What a load test is told: servers, texts and loads, checked."""

@@ -1,0 +1,1 @@
+"""The servers under test: how each is started, watched and stopped."""

@@ -1,0 +1,1 @@
+"""Who asks: API keys, addresses, and what each caller may do."""

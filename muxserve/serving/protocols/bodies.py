@@ -1,0 +1,103 @@
+"""An ASGI request's messages in, its body out, within a limit of bytes and of time.
+
+A body that says it is too large is refused before a byte of it is read; one that does not say so is
+refused at the message that makes it too large. One that came packed is unpacked within the same
+limits. Bodies that are still coming share a limit too, or a client that sends slowly on many
+connections would fill the memory.
+"""
+
+from starlette.types import Receive, Scope
+
+from muxserve.engine.room import Room
+from muxserve.errors import DeadlineExceeded, Overloaded
+from muxserve.serving.errors import BodyTooLarge
+from muxserve.serving.listening.timers import Timers
+from muxserve.serving.protocols.unpacking import unpacked
+
+#: An unfinished body may have so many bytes for nothing: there are no more than connections.
+_FREE_BYTES = 16_384
+#: Who holds less is too little to take others' room.
+_BULK_BYTES = 1024 * 1024
+
+
+class ClientGone(Exception):
+    """The client disconnected before its body was complete; there is nobody to answer."""
+
+
+class Bodies:
+    """Reads bodies; those that are still coming take no more memory together than they may."""
+
+    def __init__(self, most_bytes: int, timers: Timers) -> None:
+        """Args:
+        most_bytes: that the parts which came of one caller's unfinished bodies may have; all
+            callers together may have a quarter more.
+        timers: of the event loop.
+        """
+        self._room = Room(most_bytes, _BULK_BYTES)
+        self._timers = timers
+
+    async def read(
+        self, scope: Scope, receive: Receive, max_bytes: int, timeout_s: float, caller: str
+    ) -> bytes:
+        """The whole body, without its Content-Encoding.
+
+        Raises:
+            BodyTooLarge: more than ``max_bytes``, as it came or unpacked.
+            DeadlineExceeded: it did not arrive within ``timeout_s``, however steadily it came.
+            MalformedEncoding: it is not what its Content-Encoding says.
+            Overloaded: too many bodies are coming.
+            UnsupportedEncoding: its Content-Encoding is none that is read here.
+            ClientGone: the client went away.
+        """
+        encodings = []
+        for name, value in scope["headers"]:
+            if name == b"content-encoding":
+                encodings.append(value)
+            # A length that is no number is the HTTP server's to refuse.
+            if (
+                name == b"content-length"
+                and value.isdigit()
+                # Python reads no number of thousands of digits.
+                and (len(value.lstrip(b"0")) > 18 or int(value) > max_bytes)
+            ):
+                raise _too_large(max_bytes)
+        try:
+            with self._timers.timeout(timeout_s):
+                body = await self._read(receive, max_bytes, caller)
+                return await unpacked(body, b", ".join(encodings), max_bytes) if encodings else body
+        except TimeoutError:
+            raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None
+
+    async def _read(self, receive: Receive, max_bytes: int, caller: str) -> bytes:
+        chunks: list[bytes] = []
+        total = held = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk: bytes = message.get("body", b"")
+                total += len(chunk)
+                if total > max_bytes:
+                    raise _too_large(max_bytes)
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                if total > _FREE_BYTES:
+                    self._hold(caller, total - held)
+                    held = total
+        finally:
+            if held:
+                self._room.remove(caller, held)
+
+    def _hold(self, caller: str, more: int) -> None:
+        if not self._room.admits(caller, more):
+            raise Overloaded(
+                f"bodies with {self._room.total} bytes are still coming, {self._room.held(caller)} "
+                "of them this caller's: finish some, or try again later"
+            )
+        self._room.add(caller, more)
+
+
+def _too_large(max_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is over {max_bytes} bytes; send the texts in several requests")

@@ -1,0 +1,1 @@
+"""Ray: the deployments, how they are built, placed and scaled, and their metrics."""

@@ -1,0 +1,1 @@
+"""Texts and labels in, batches of token ids out."""

@@ -1,0 +1,1 @@
+"""Multiplexed distillation: from a classifier and texts to a family."""
