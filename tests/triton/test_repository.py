@@ -12,7 +12,7 @@ from muxserve.engine import policy, slots, times
 from muxserve.errors import InvalidInput
 from muxserve.models import words
 from muxserve.triton import repository as repository_module
-from muxserve.triton.copied_modules import modules_of
+from muxserve.triton.copied_modules import required_modules
 from muxserve.triton.graph import check_graph
 from muxserve.triton.model_config import parse_text
 from muxserve.triton.repository import export
@@ -79,12 +79,12 @@ def test_the_planner_in_a_model_is_the_engine_s(exported):
 
 
 @pytest.mark.parametrize("model", ["mux_model", "tokenizer_model", "tagger_model"])
-def test_what_travels_is_pure_and_runs_on_python_3_10(model):
+def test_copied_modules_are_pure_and_run_on_python_3_10(model):
     root = Path(repository_module.__file__).parents[2]
     allowed = {"numpy", "onnxruntime", "tokenizers", "triton_python_backend_utils", "muxserve"}
     allowed |= {"abc", "ast", "bisect", "collections", "dataclasses", "json", "math", "pathlib"}
     allowed |= {"operator", "time", "typing"}
-    for name in modules_of(f"muxserve.triton.runtime.{model}"):
+    for name in required_modules(f"muxserve.triton.runtime.{model}"):
         source = (root / name.replace(".", "/")).with_suffix(".py").read_text()
         for node in ast.walk(ast.parse(source, feature_version=(3, 10))):
             if isinstance(node, ast.Import):
