@@ -89,7 +89,7 @@ def _tuning(settings: ExportSettings) -> str:
         "## Tune, in `config.pbtxt`",
         "- `max_batch_size`, `preferred_batch_size`: keep them multiples of N.",
         "- `max_queue_delay_microseconds`: with 0, requests that arrive during one execution form "
-        "the next. A delay fills\n  groups under light load, but every lone request then waits for it.",
+        "the next. A delay fills\n  groups under light load, but lone requests always wait for it.",
         "- `default_queue_policy`: leave it out if you can. With any policy, the batcher of Triton "
         "24.10 sleeps for up to\n  half a second now and then.",
         "- `instance_group`: more instances share the requests among them, so each sees fewer.",
