@@ -1,4 +1,4 @@
-"""``make chaos``: every scenario at length, and soaks; figures into docs/reliability.md."""
+"""``make chaos``: long scenarios and soaks, whose figures go to docs/reliability.md."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from tests.chaos.soak import SETTINGS, soak, verdict
 
 
 def main() -> int:
-    """Returns the number of promises that were not kept."""
+    """Run what the command line asks for; return the number of broken promises."""
     arguments = _arguments()
     results = report.Results(arguments.out)
     scale = SHORT if arguments.short else LONG
@@ -26,7 +26,7 @@ def main() -> int:
     for place, group in groupby(_chosen(arguments.only), key=lambda one: one.place):
         scenarios = list(group)
         while scenarios:
-            # One that fails may leave its server ill: the rest gets another.
+            # A failed scenario may leave its server broken: the rest gets a new one.
             try:
                 with place() as server:
                     while scenarios:

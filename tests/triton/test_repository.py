@@ -64,7 +64,7 @@ def test_batches_are_sized_by_n(exported):
     assert elastic.max_batch_size % 5 == 0
     assert not elastic.dynamic_batching.preferred_batch_size
     assert elastic.parameters["num_instances"].string_value == "1,2,5"
-    # Any policy makes the batcher of Triton 24.10 sleep now and then.
+    # With any policy the batcher of Triton 24.10 sleeps now and then.
     assert not any(one.dynamic_batching.HasField("default_queue_policy") for one in found.values())
 
 
