@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from tests.monitoring.queries import ROOT, Doc, Query, alerts, all_rules, metrics_of
 
@@ -48,12 +49,12 @@ def incomplete_alerts(spec: Doc) -> list[str]:
             if not annotations.get(key)
         ]
         page, _, anchor = annotations.get("runbook_url", "").partition("#")
-        if page and anchor not in _anchors(page):
+        if page and anchor not in anchors(page):
             problems.append(f"{name}: annotations.runbook_url: {page} has no section {anchor!r}")
     return problems
 
 
-def _anchors(page: str) -> set[str]:
+def anchors(page: str | Path) -> set[str]:
     """The anchors of a page's headings."""
     file = ROOT / page
     if not file.is_file():
