@@ -1,7 +1,7 @@
 """Train the shipped sentiment family: ``python -m recipes.sentiment --help``.
 
-Teacher, soft labels, student and multiplexed distillation: each stage is kept in the work folder, and
-a run that was stopped resumes in the stage it was in.
+Teacher, soft labels, student and multiplexed distillation: each stage is kept in the work folder,
+and a run that was stopped resumes in the stage it was in.
 """
 
 import logging
@@ -88,7 +88,9 @@ def train(
         "teacher_steps": teacher_steps,
         "soft_texts": soft_texts,
         "content of texts": checksums.of_texts([*sentences.texts, *dev.texts, *pieces.texts]),
-        "content of labels": checksums.of_texts([str([sentences.labels, dev.labels, pieces.labels])]),
+        "content of labels": checksums.of_texts(
+            [str([sentences.labels, dev.labels, pieces.labels])]
+        ),
         "content of base": checksums.of_tensors(encoder.state),
         "content of tokenizer": checksums.of_tokenizer(base_tokenizer),
         "content of start": None if trained is None else checksums.of_tensors(trained),
@@ -106,7 +108,8 @@ def train(
             base, work, base_tokenizer, mixed, steps=teacher_steps, bf16=bf16, seed=seed
         )
         on_dev = soft_labels(teacher, base_tokenizer, dev.texts, max_length=MAX_LENGTH)
-        log.info("teacher dev accuracy %.4f", accuracy(torch.stack(on_dev), torch.tensor(dev.labels)))
+        right = accuracy(torch.stack(on_dev), torch.tensor(dev.labels))
+        log.info("teacher dev accuracy %.4f", right)
         logits = kept_soft_labels(
             work, teacher, base_tokenizer, texts.texts, max_length=MAX_LENGTH, bf16=bf16
         )
@@ -173,7 +176,7 @@ def _teacher(
 
 
 def _own_labels(labels: Sequence[int], sentences: int) -> torch.Tensor:
-    """What the texts' own labels add to the teacher's logits, [texts, labels]; sentences come first."""
+    """What the texts' own labels add to the teacher's logits, [texts, labels]; sentences first."""
     own = one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
     # A person labelled each sentence; a piece has only the label of its whole review.
     weight = torch.full((len(labels), 1), REVIEW_LABEL_LOGIT)

@@ -1,1 +1,1 @@
-"""Training: distillation to every N, the stages of the paper, their data, and measuring a family."""
+"""Training: distillation to every N, the paper's stages, their data, and measuring a family."""

@@ -115,7 +115,7 @@ def _deepened(
         is_own = layer in own
         source = trained if is_own else pretrained
         start = f"{marker}{own.index(layer)}." if is_own else f"encoder.layer.{layer}."
-        # A quiet layer only normalises. It does so as the layer below it, whose output it passes on.
+        # A quiet layer only normalises, and as the layer below it, whose output it passes on.
         below = max((one for one in own if one < layer), default=own[0])
         norm = f"{marker}{own.index(below)}.output.LayerNorm."
         for key, value in source.items():

@@ -1,1 +1,1 @@
-"""Measuring a family: what is right, groupings, figures, and what ``family.json`` states of them."""
+"""Measuring a family: examples, groupings, figures, and what ``family.json`` states of them."""

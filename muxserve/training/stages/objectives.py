@@ -219,8 +219,8 @@ class MaskedWords(_PreTraining):
 class ReplacedWords(MaskedWords):
     """Pre-training of MUX-ELECTRA: which tokens were replaced, with token retrieval beside it.
 
-    85 % of the tokens picked are masked, as in the reference. A generator, which is not trained here,
-    names all of them (Clark et al., 2020); without one they become random tokens.
+    85 % of the tokens picked are masked, as in the reference. A generator, which is not trained
+    here, names all of them (Clark et al., 2020); without one they become random tokens.
     """
 
     masked_share, random_share = 0.85, 0.0
