@@ -1,8 +1,8 @@
 """A checkpoint in, a member of a family out: official MUX-PLMs and plain classifiers.
 
-A plain classifier is first run to find out what it can be served with. Nothing is left half-written.
-A new family is made and checked under a temporary name; a family that gets one more member gets its
-new ``family.json`` last.
+A plain classifier is run first to find out how it can be served. Nothing is left half-written: a
+new family is made and checked under a temporary name, and a family that gets one more member gets
+its new ``family.json`` last.
 """
 
 import shutil

@@ -18,6 +18,7 @@ from muxserve.models import MuxConfig, MuxElectraConfig
 from muxserve.models.source import fetch
 from muxserve.training import checksums
 from muxserve.training.curves import Curves
+from muxserve.training.data.batches import encoded, token_ids
 from muxserve.training.data.corpora import (
     Use,
     class_ids,
@@ -26,7 +27,6 @@ from muxserve.training.data.corpora import (
     numbers,
     used_columns,
 )
-from muxserve.training.data.batches import encoded, token_ids
 from muxserve.training.data.labelled import TaggedTexts
 from muxserve.training.data.tags import tagged_rows
 from muxserve.training.evaluation.examples import Examples, tagged_examples
