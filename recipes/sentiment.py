@@ -128,14 +128,7 @@ def train(
             "dev accuracy",
         )
         train_student(
-            student,
-            tokenizer,
-            lesson,
-            settings,
-            work,
-            out,
-            name="sentiment",
-            evaluate_every=1000,
+            student, tokenizer, lesson, settings, work, out, name="sentiment", evaluate_every=1000
         )
 
 

@@ -19,12 +19,7 @@ from muxserve.models.source_tokenizer import read_tokenizer
 from muxserve.training import checksums
 from muxserve.training.data.batches import token_ids
 from muxserve.training.data.labelled import read_texts
-from muxserve.training.distil.family import (
-    Lesson,
-    classifier_task,
-    fastest_device,
-    train_student,
-)
+from muxserve.training.distil.family import Lesson, classifier_task, fastest_device, train_student
 from muxserve.training.distil.goals import at_words, teacher_goals
 from muxserve.training.distil.student import build_student, cut_tokenizer
 from muxserve.training.distil.teacher import kept_soft_labels
@@ -89,13 +84,7 @@ def distill_family(recipe: FamilyRecipe) -> list[Measured]:
             MeasuredOn(f"{recipe.texts.name}, held out", checksums.of_texts(held_texts)),
         )
         return train_student(
-            student,
-            tokenizer,
-            lesson,
-            recipe.distill,
-            work,
-            recipe.out,
-            name=recipe.out.name,
+            student, tokenizer, lesson, recipe.distill, work, recipe.out, name=recipe.out.name
         )
 
 

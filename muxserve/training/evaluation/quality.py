@@ -4,6 +4,7 @@ import itertools
 import statistics
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -43,14 +44,8 @@ class Measured:
     by_length: list[LengthQuality]
 
 
-@dataclass(frozen=True)
-class MeasuredOn:
-    """The data set of a measurement, as ``family.json`` records it.
-
-    Attributes:
-        name: data set and split.
-        sha256: checksum of its texts, see ``checksums.of_texts``.
-    """
+class MeasuredOn(NamedTuple):
+    """Name of a data set and split, and the checksum of its texts."""
 
     name: str
     sha256: str

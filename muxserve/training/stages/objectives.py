@@ -43,13 +43,7 @@ class Objective(ABC):
     metric = "accuracy"
 
     def __init__(self, rows: Rows, held: Rows, config: Any) -> None:
-        """Take rows of token ids.
-
-        Args:
-            rows: to train on.
-            held: to measure on.
-            config: the network's.
-        """
+        """Take token ids to train on and to measure on, and the network's config."""
         self.rows = rows
         self.held = held
         self.n = config.num_instances if isinstance(config, MuxConfig) else 1
@@ -148,18 +142,7 @@ class MaskedWords(_PreTraining):
     def __init__(
         self, rows: Rows, held: Rows, config: Any, tokenizer: Tokenizer, share: float
     ) -> None:
-        """Ask for some tokens of each batch.
-
-        Args:
-            rows: to train on.
-            held: to measure on.
-            config: the network's.
-            tokenizer: the network's.
-            share: of the tokens, asked for.
-
-        Raises:
-            ValueError: for a tokenizer without a mask token.
-        """
+        """Ask for a share of the tokens; ValueError for a tokenizer without a mask token."""
         super().__init__(rows, held, config)
         self.coefficients = (config.retrieval_loss_coeff, config.task_loss_coeff)
         pieces = tokenizer.get_vocab()
@@ -275,15 +258,7 @@ class Labelled(Objective):
     def __init__(
         self, rows: Rows, labels: Sequence[Any], held: Examples, config: Any, *, regression: bool
     ) -> None:
-        """Take rows and their labels.
-
-        Args:
-            rows: to train on.
-            labels: of each row: a class id, a number, or a list of class ids.
-            held: to measure on.
-            config: the network's.
-            regression: whether labels are real numbers.
-        """
+        """Take rows with a class id, a number or a list of class ids each, and examples."""
         super().__init__(rows, held.ids, config)
         self.labels = labels
         self.examples = held
