@@ -1,4 +1,4 @@
-"""Who may ask, from where, and what he may see: the settings of an application's door."""
+"""Settings of who may ask, from where, and who may see which page."""
 
 import ipaddress
 import re

@@ -2,7 +2,7 @@
 
 A connection costs a file descriptor, and a process that has none left serves nobody. So there is a
 limit that leaves some for the rest, and room is made at the cost of connections that ask nothing.
-Deadlines are looked after by one sweep over all connections: a request sets no timer.
+One sweep over all connections keeps the deadlines; a request sets no timer.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """Bytes of one connection in, calls of the app out: uvicorn's HTTP/1.1 with limits of our own.
 
-A head has a size and a deadline; what cannot be read is answered in JSON, after whatever is being
-answered already; a wish for another protocol is passed over. Nothing that a client does is logged.
+A head has a size and a deadline. What cannot be read is answered in JSON, after the answers that
+are due before it. A request to upgrade to another protocol is ignored. Nothing that a client does
+is logged.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from muxserve.serving.listening.connections import Connections, Phase
 _MOST_PIPELINED = 256
 #: A body in chunks may take so many bytes for each of its own: one of a byte takes 6.
 _FRAMING = 16
-#: A head of a request that wishes for HTTP/2 says so in these.
+#: Headers that ask to upgrade to HTTP/2.
 _OF_UPGRADES = (b"upgrade", b"http2-settings", b"connection")
 
 
@@ -119,8 +120,10 @@ class MuxProtocol(HttpToolsProtocol):
             self._refuse(BadRequest("the body's chunks are all framing, or its trailers too long"))
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Parse; at a wish for another protocol the parser stops behind the head, so that the
-        head is read again without the wish, and the rest after it.
+        """Parse.
+
+        At a request to upgrade, the parser stops behind the head. So the head is read again
+        without that request, and the rest after it.
         """
         while True:
             try:
@@ -192,7 +195,7 @@ class MuxProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self._in_head:
-            return  # read again, without its wish for another protocol
+            return  # read again, without its request to upgrade
         super().on_message_complete()
         self._whole = True
         if not self.pipeline:

@@ -1,4 +1,4 @@
-"""An ASGI app and a port in, an HTTP server of this process out: no proxy before it.
+"""An ASGI app and a port in, an HTTP server in this process out, with no proxy before it.
 
 Ray Serve's proxies cost more per request than a small model's forward does. An ingress that listens
 by itself answers with uvicorn alone. Several ingresses of a machine may share the port: the kernel

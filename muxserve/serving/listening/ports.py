@@ -1,8 +1,8 @@
 """A port in, whether it is ours to listen on out.
 
 Ingresses of one application on one machine share a port: the kernel spreads connections over them.
-It would do so as well with those of another application or server, and a client would be answered
-by the wrong model without a word. So a port has one owner, told by a lock that its processes hold.
+It would do the same with those of another application, and the wrong model would answer without an
+error. So a port has one owner, and the owner's processes hold a lock.
 """
 
 import fcntl

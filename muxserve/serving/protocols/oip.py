@@ -277,7 +277,7 @@ def read_classes(value: object) -> int:
     """The parameter ``classification`` of an output.
 
     Raises:
-        InvalidInput: it is no count.
+        InvalidInput: it is not a count.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_CLASSES:
         raise InvalidInput(
@@ -303,7 +303,7 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of ``TextService.classify``.
 
     Raises:
-        InvalidInput: for one that nobody knows, or a value that cannot be.
+        InvalidInput: for an unknown parameter, or a value that cannot be.
     """
     if len(parameters) > MOST_TENSORS:
         raise InvalidInput(

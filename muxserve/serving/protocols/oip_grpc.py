@@ -16,10 +16,10 @@ from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError
-from muxserve.serving.access.doors import Door
+from muxserve.serving.access.authentication import Authenticator
 from muxserve.serving.errors import BodyTooLarge, Internal, NotFound, Unauthenticated
 from muxserve.serving.listening.connections import ConnectionsConfig, grpc_connections_allowed
-from muxserve.serving.protocols.grpc_gate import Gate, refuse_call
+from muxserve.serving.protocols.grpc_interceptor import CallInterceptor, refuse_call
 from muxserve.serving.protocols.oip import (
     MOST_TENSORS,
     VERSION,
@@ -32,8 +32,7 @@ from muxserve.serving.protocols.oip import (
     read_classes,
     read_texts,
 )
-from muxserve.serving.protocols.schemas import check_count
-from muxserve.serving.service import TextService
+from muxserve.serving.service import TextService, check_count
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +61,21 @@ class GrpcListener:
         host: str,
         port: int,
         connections: ConnectionsConfig | None = None,
-        door: Door | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
-        """Bind at once. Without a door, whoever reaches the port may ask.
+        """Bind at once. Without a authenticator, whoever reaches the port may ask.
 
         Raises:
             InvalidInput: nothing can listen there.
         """
         most = service.limits.max_body_bytes
         options = _options(connections or ConnectionsConfig(), most)
-        door = door or Door()
-        self._server = grpc.aio.server(options=options, interceptors=[Gate(door, _METHODS)])
+        authenticator = authenticator or Authenticator()
+        self._server = grpc.aio.server(
+            options=options, interceptors=[CallInterceptor(authenticator, _METHODS)]
+        )
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            _Servicer(service, door), self._server
+            _Servicer(service, authenticator), self._server
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -118,10 +119,10 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """What is not here is UNIMPLEMENTED."""
 
-    def __init__(self, service: TextService, door: Door) -> None:
+    def __init__(self, service: TextService, authenticator: Authenticator) -> None:
         self._service = service
         self._model = Model(service)
-        self._door = door
+        self._authenticator = authenticator
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
         return pb.ServerLiveResponse(live=True)
@@ -151,19 +152,23 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
         async def answer() -> Any:
-            caller = self._door.grpc_caller(context.peer(), context.invocation_metadata())
-            self._model.check(request.model_name, request.model_version)
-            limits = self._service.limits_of(caller)
-            if request.ByteSize() > limits.max_body_bytes:
-                raise BodyTooLarge(
-                    f"the message is over {limits.max_body_bytes} bytes; send the texts in several"
-                )
-            arrays = await self._model.infer(
-                _read(request, limits.max_texts_per_request), caller, context.time_remaining()
-            )
-            return _write(request, self._model.name, arrays)
+            with self._service.fates.call():
+                return await self._infer(request, context)
 
-        return await _told(context, self._service.fates.counted(answer))
+        return await _told(context, answer)
+
+    async def _infer(self, request: Any, context: Context) -> Any:
+        caller = self._authenticator.grpc_caller(context.peer(), context.invocation_metadata())
+        self._model.check(request.model_name, request.model_version)
+        limits = self._service.limits_of(caller)
+        if request.ByteSize() > limits.max_body_bytes:
+            raise BodyTooLarge(
+                f"the message is over {limits.max_body_bytes} bytes; send the texts in several"
+            )
+        arrays = await self._model.infer(
+            _read(request, limits.max_texts_per_request), caller, context.time_remaining()
+        )
+        return _write(request, self._model.name, arrays)
 
 
 _METHODS = {name for name in vars(_Servicer) if not name.startswith("_")}

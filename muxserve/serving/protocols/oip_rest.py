@@ -4,9 +4,7 @@ What ``tritonclient.http`` sends and reads, its binary data extension included. 
 ``{"error": message}`` with our statuses, as its clients read them.
 """
 
-import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,15 +12,14 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
 from muxserve.models.files import is_whole
-from muxserve.serving.access.callers import CALLER, Caller
-from muxserve.serving.errors import Internal, shown
-from muxserve.serving.protocols.bodies import ClientGone
+from muxserve.serving.errors import NotFound, shown
+from muxserve.serving.protocols.bodies import Bodies
+from muxserve.serving.protocols.endpoint import Reply, TextEndpoint, TextRequest
 from muxserve.serving.protocols.oip import (
     MOST_TENSORS,
     VERSION,
@@ -35,14 +32,22 @@ from muxserve.serving.protocols.oip import (
     read_classes,
     read_texts,
 )
-from muxserve.serving.protocols.schemas import check_count, parse
-from muxserve.serving.service import TextService
+from muxserve.serving.protocols.openapi import Operation, Responses, text_errors
+from muxserve.serving.protocols.schemas import OipErrorBody, parse
+from muxserve.serving.service import TextService, check_count
 
-log = logging.getLogger(__name__)
-
+_PROTOCOL = "Open Inference Protocol"
 _LENGTH = b"inference-header-content-length"
 #: Digits of the longest length that can be; Python refuses to read thousands of them.
 _LENGTH_DIGITS = 18
+
+_UNKNOWN_MODEL: Responses = {
+    NotFound.status: {
+        "model": OipErrorBody,
+        "description": "`not_found`: another model, or another version",
+    }
+}
+_NOT_READY: Responses = {NotReady.status: {"model": OipErrorBody, "description": "`not_ready`"}}
 
 
 def _few(entries: Any) -> Any:
@@ -89,104 +94,112 @@ class InferBody(_Lenient):
     )
 
 
-def routes(service: TextService) -> list[Route]:
-    """Everything below ``/v2``."""
-    model = Model(service)
-    told: dict[str, Callable[[Request], Awaitable[Any]]] = {}
+class OipRest:
+    """The protocol over one service."""
 
-    async def server(_: Request) -> Any:
-        extensions = ["binary_tensor_data", "classification"]
-        return {"name": "muxserve", "version": __version__, "extensions": extensions}
-
-    async def live(_: Request) -> Any:
-        return {"live": True}
-
-    async def ready(_: Request) -> Any:
-        if not await model.ready():
-            raise NotReady("no engine has warmed up yet; try again later")
-        return {"ready": True}
-
-    async def metadata(request: Request) -> Any:
-        model.check(**_named(request))
-        return model.metadata()
-
-    async def model_ready(request: Request) -> Any:
-        model.check(**_named(request))
-        return {"name": model.name, **await ready(request)}
-
-    told["/v2"] = server
-    told["/v2/health/live"] = live
-    told["/v2/health/ready"] = ready
-    infer = service.fates.counted_app(_Infer(model, service))
-    found = []
-    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        told[base] = metadata
-        told[f"{base}/ready"] = model_ready
-        found.append(Route(f"{base}/infer", infer, methods=["POST"]))
-    return [*found, *(Route(path, _telling(get), methods=["GET"]) for path, get in told.items())]
-
-
-def _telling(get: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        try:
-            return Response(orjson.dumps(await get(request)), media_type="application/json")
-        except MuxserveError as error:
-            return Response(as_json(error), error.status, media_type="application/json")
-
-    return answer
-
-
-def _named(request: Request) -> dict[str, str]:
-    return dict(request.path_params)
-
-
-class _Infer:
-    """The ASGI endpoint that answers texts."""
-
-    def __init__(self, model: Model, service: TextService) -> None:
-        self._model = model
+    def __init__(self, service: TextService) -> None:
         self._service = service
+        self._model = Model(service)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began_s = time.monotonic()
-        service, caller = self._service, scope[CALLER]
-        limits = service.limits_of(caller)
-        headers: list[tuple[bytes, bytes]] = []
-        status, content_type = 200, b"application/json"
-        try:
-            self._model.check(**scope["path_params"])
-            await service.check_room(caller)
-            body = await service.bodies.read(
-                scope, receive, limits.max_body_bytes, limits.request_timeout_s, caller.name
-            )
-            content, json_bytes = await self._answer(body, _headers(scope), began_s, caller)
-            if json_bytes is not None:
-                content_type = b"application/octet-stream"
-                headers.append((_LENGTH, str(json_bytes).encode()))
-        except ClientGone:
-            return
-        except MuxserveError as error:
-            status, content = error.status, as_json(error)
-        except Exception:
-            log.exception("a request failed unexpectedly")
-            status, content = 500, as_json(Internal())
-        headers += [
-            (b"content-type", content_type),
-            (b"content-length", str(len(content)).encode()),
+    def operations(self, bodies: Bodies) -> list[Operation]:
+        """Everything below ``/v2``; ``bodies`` reads what comes."""
+        infer = TextEndpoint(self._infer, self._service, bodies, write_error, self._check)
+        operations = [
+            Operation(
+                method="GET",
+                path="/v2",
+                endpoint=self._server,
+                name="server_metadata",
+                about=f"{_PROTOCOL}: name, version and extensions of the server.",
+                answer=dict[str, Any],
+            ),
+            Operation(
+                method="GET",
+                path="/v2/health/live",
+                endpoint=self._live,
+                name="server_live",
+                about=f"{_PROTOCOL}: the process is alive.",
+                answer=dict[str, bool],
+            ),
+            Operation(
+                method="GET",
+                path="/v2/health/ready",
+                endpoint=self._ready,
+                name="server_ready",
+                about=f"{_PROTOCOL}: an engine has warmed up and answers.",
+                answer=dict[str, bool],
+                responses=_NOT_READY,
+            ),
         ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            operations += [
+                Operation(
+                    method="GET",
+                    path=base,
+                    endpoint=self._metadata,
+                    name="model_metadata",
+                    about=f"{_PROTOCOL}: inputs and outputs of the family's model.",
+                    answer=dict[str, Any],
+                    responses=_UNKNOWN_MODEL,
+                ),
+                Operation(
+                    method="GET",
+                    path=f"{base}/ready",
+                    endpoint=self._model_ready,
+                    name="model_ready",
+                    about=f"{_PROTOCOL}: the model would answer now.",
+                    answer=dict[str, Any],
+                    responses={**_UNKNOWN_MODEL, **_NOT_READY},
+                ),
+                Operation(
+                    method="POST",
+                    path=f"{base}/infer",
+                    endpoint=infer,
+                    name="model_infer",
+                    about=f"{_PROTOCOL}: texts in, arrays out; with Triton's binary data extension "
+                    "too.",
+                    body=InferBody,
+                    answer=dict[str, Any],
+                    responses={**text_errors(OipErrorBody), **_UNKNOWN_MODEL},
+                ),
+            ]
+        return operations
 
-    async def _answer(
-        self, body: bytes, headers: Mapping[bytes, bytes], began_s: float, caller: Caller
-    ) -> tuple[bytes, int | None]:
-        """The response's body, and the bytes of its JSON where binary data follows them."""
-        json_end = _json_end(headers, len(body))
-        most_texts = self._service.limits_of(caller).max_texts_per_request
-        asked = parse(InferBody, body[:json_end], most_texts)
-        inference = _read(asked, body[json_end:], most_texts)
-        arrays = await self._model.infer(inference, caller, since_s=began_s)
-        all_binary = (asked.parameters or {}).get("binary_data_output") is True
+    async def _server(self, _: Request) -> Response:
+        extensions = ["binary_tensor_data", "classification"]
+        return _json({"name": "muxserve", "version": __version__, "extensions": extensions})
+
+    async def _live(self, _: Request) -> Response:
+        return _json({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        await self._check_ready()
+        return _json({"ready": True})
+
+    async def _metadata(self, request: Request) -> Response:
+        self._check(request.scope)
+        return _json(self._model.metadata())
+
+    async def _model_ready(self, request: Request) -> Response:
+        self._check(request.scope)
+        await self._check_ready()
+        return _json({"name": self._model.name, "ready": True})
+
+    def _check(self, scope: Scope) -> None:
+        """Raise NotFound where the path names another model or version."""
+        self._model.check(**scope["path_params"])
+
+    async def _check_ready(self) -> None:
+        if not await self._model.ready():
+            raise NotReady("no engine has warmed up yet; try again later")
+
+    async def _infer(self, asked: TextRequest) -> Reply:
+        json_end = _json_end(dict(asked.headers), len(asked.body))
+        most_texts = self._service.limits_of(asked.caller).max_texts_per_request
+        body = parse(InferBody, asked.body[:json_end], most_texts)
+        inference = _read(body, asked.body[json_end:], most_texts)
+        arrays = await self._model.infer(inference, asked.caller, since_s=asked.began_s)
+        all_binary = (body.parameters or {}).get("binary_data_output") is True
         binary = {one.name for one in inference.outputs if one.binary}
         described, parts = [], []
         for name, array in arrays.items():
@@ -195,7 +208,7 @@ class _Infer:
                 "datatype": datatype(array),
                 "shape": list(array.shape),
             }
-            if name in binary or (all_binary and not asked.outputs):
+            if name in binary or (all_binary and not body.outputs):
                 parts.append(as_bytes(array))
                 one["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
@@ -205,15 +218,18 @@ class _Infer:
             {
                 "model_name": self._model.name,
                 "model_version": VERSION,
-                **({"id": asked.id} if asked.id else {}),
+                **({"id": body.id} if body.id else {}),
                 "outputs": described,
             }
         )
-        return b"".join([head, *parts]), len(head) if parts else None
+        if not parts:
+            return Reply(200, head)
+        headers = [(_LENGTH, str(len(head)).encode())]
+        return Reply(200, b"".join([head, *parts]), headers, b"application/octet-stream")
 
 
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    return dict(scope["headers"])
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
 
 
 def _json_end(headers: Mapping[bytes, bytes], size: int) -> int:
@@ -282,6 +298,6 @@ def _values(array: np.ndarray) -> list[Any]:
     return [one.decode() if isinstance(one, bytes) else one for one in values]
 
 
-def as_json(error: MuxserveError) -> bytes:
+def write_error(error: MuxserveError) -> bytes:
     """The body of an error."""
     return orjson.dumps({"error": error.message, "code": error.code})

@@ -1,10 +1,9 @@
 """A request's bytes in, a checked request out; and the shapes of answers, for the documentation.
 
-Types are strict: nothing is coerced, and a field that nobody knows is refused, so that a typing
-mistake cannot pass for a default. Errors name the field.
+Types are strict: nothing is coerced, and an unknown field is refused, so that a misspelt one cannot
+pass for a default. Errors name the field.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -16,22 +15,14 @@ from pydantic import (
     ValidationInfo,
 )
 
-from muxserve.errors import InvalidInput, TooManyTexts
-from muxserve.serving.errors import shown
+from muxserve.errors import InvalidInput
+from muxserve.serving.errors import dotted, shown
 from muxserve.serving.protocols.json_bodies import read_json
+from muxserve.serving.service import check_count
 
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 #: As text-embeddings-inference writes it, and nothing else.
 TruncationDirection = Literal["Left", "Right"]
-
-
-def check_count(texts: Sequence[Any], most: int) -> None:
-    """Raise TooManyTexts for more than ``most``; looks at none of them."""
-    if len(texts) > most:
-        raise TooManyTexts(
-            f"{len(texts)} texts in one request, at most {most} are allowed; send them in several",
-            field="inputs",
-        )
 
 
 def check_texts(inputs: Any, most: int) -> str | list[str]:
@@ -239,8 +230,8 @@ Body = TypeVar("Body", bound=BaseModel)
 def parse(model: type[Body], body: bytes, most_texts: int) -> Body:
     """A request from its bytes.
 
-    What it costs grows with the body's size alone: a field that nobody knows is told before any is
-    validated, and lists end at their first bad element.
+    Its cost grows with the body's size alone: unknown fields are refused before any is validated,
+    and the validation of a list ends at its first bad element.
 
     Args:
         model: what the body must be.
@@ -260,7 +251,7 @@ def parse(model: type[Body], body: bytes, most_texts: int) -> Body:
         return model.model_validate(value, context={"most_texts": most_texts})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    message, field = first["msg"], _dotted(first["loc"])
+    message, field = first["msg"], dotted(first["loc"])
     raise InvalidInput(f"{field}: {message}" if field else message, field=field)
 
 
@@ -279,11 +270,3 @@ def _check_fields(model: type[BaseModel], value: dict[str, Any], loc: tuple[str,
             for one in get_args(field.annotation):
                 if isinstance(one, type) and issubclass(one, BaseModel):
                     _check_fields(one, inner, (*loc, name))
-
-
-def _dotted(loc: tuple[int | str, ...]) -> str | None:
-    """``("a", 3, "b")`` as ``a[3].b``."""
-    path = ""
-    for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or None

@@ -24,7 +24,7 @@ class TritonReplicas:
         self._spec = family.spec
         self._model = TritonModel(family, config)
 
-    async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
+    async def predict_bundle(self, bundle: Bundle) -> BundleAnswer:
         """Answer every text of a bundle; requests that allow the same share a call."""
         now_s = time.monotonic()
         together: dict[tuple[int | None, str | None], list[int]] = {}
