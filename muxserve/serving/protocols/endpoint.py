@@ -82,6 +82,9 @@ class TextRequest:
     caller: Caller
 
 
+Answer = Callable[[TextRequest], Awaitable[Reply]]
+
+
 class TextEndpoint:
     """An ASGI endpoint around ``answer``.
 
@@ -91,7 +94,7 @@ class TextEndpoint:
 
     def __init__(
         self,
-        answer: Callable[[TextRequest], Awaitable[Reply]],
+        answer: Answer,
         service: TextService,
         bodies: Bodies,
         write_error: WriteError,

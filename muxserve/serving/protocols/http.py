@@ -25,7 +25,7 @@ from muxserve.serving.protocols import hugging_face, oip_rest
 from muxserve.serving.protocols.bodies import Bodies
 from muxserve.serving.protocols.cors import Cors
 from muxserve.serving.protocols.endpoint import Reply, TextEndpoint, refusal
-from muxserve.serving.protocols.openapi import Operation, describe
+from muxserve.serving.protocols.openapi import Operation, describe, get
 from muxserve.serving.protocols.schemas import ErrorBody, Health
 from muxserve.serving.service import TextService
 
@@ -105,54 +105,30 @@ class _HttpApp(FastAPI):
 
     def _own_operations(self) -> list[Operation]:
         """What is not a protocol's: probes and counters."""
+        not_ready = {NotReady.status: {"model": ErrorBody, "description": "`not_ready`"}}
         return [
-            Operation(
-                method="GET",
-                path="/health",
-                endpoint=self._health,
-                name="health",
-                about="The process is alive.",
-                answer=Health,
-            ),
-            Operation(
-                method="GET",
-                path="/ready",
-                endpoint=self._ready,
-                name="ready",
-                about="An engine has warmed up and answers.",
-                answer=Health,
-                responses={NotReady.status: {"model": ErrorBody, "description": "`not_ready`"}},
-            ),
-            Operation(
-                method="GET",
-                path="/stats",
-                endpoint=self._stats,
-                name="stats",
-                about="Counters of every engine since it started, and of this ingress.",
-                answer=dict[str, Any],
-            ),
-            Operation(
-                method="GET",
-                path="/metrics",
-                endpoint=self._metrics,
-                name="metrics",
-                about="The same counters in the text format of Prometheus.",
-                answer=str,
-            ),
+            get("/health", self._health, Health),
+            get("/ready", self._ready, Health, not_ready),
+            get("/stats", self._stats, dict[str, Any]),
+            get("/metrics", self._metrics, str),
         ]
 
     async def _health(self, _: Request) -> Response:
+        """The process is alive."""
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def _ready(self, _: Request) -> Response:
+        """An engine has warmed up and answers."""
         if not await self._service.backend.ready():
             raise NotReady("no engine has warmed up yet; try again later")
         return Response(b'{"status":"ready"}', media_type="application/json")
 
     async def _stats(self, _: Request) -> Response:
+        """Counters of every engine since it started, and of this ingress."""
         return Response(orjson.dumps(await self._service.stats()), media_type="application/json")
 
     async def _metrics(self, _: Request) -> Response:
+        """The same counters in the text format of Prometheus."""
         ready = await self._service.backend.ready()
         content = exposition(await self._service.stats(), ready=ready)
         return Response(content, headers={"content-type": CONTENT_TYPE})

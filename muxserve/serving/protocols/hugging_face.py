@@ -11,7 +11,7 @@ from muxserve.errors import MuxserveError
 from muxserve.serving.access.callers import Caller
 from muxserve.serving.protocols.answers import AnswerEntry, entries
 from muxserve.serving.protocols.bodies import Bodies
-from muxserve.serving.protocols.endpoint import Reply, TextEndpoint, TextRequest
+from muxserve.serving.protocols.endpoint import Answer, Reply, TextEndpoint, TextRequest
 from muxserve.serving.protocols.openapi import Operation, Responses, text_errors
 from muxserve.serving.protocols.schemas import (
     ClassificationParameters,
@@ -53,43 +53,35 @@ class HuggingFace:
 
     def operations(self, bodies: Bodies) -> list[Operation]:
         """``POST /predict`` and ``POST /``; ``bodies`` reads what comes."""
-        of_tokens = self._service.spec.of_tokens
-        answers = {"/predict": self._predict, "/": self._tag if of_tokens else self._classify}
-        endpoints = {
-            path: TextEndpoint(answer, self._service, bodies, write_error)
-            for path, answer in answers.items()
-        }
+
+        def served(answer: Answer) -> TextEndpoint:
+            return TextEndpoint(answer, self._service, bodies, write_error)
+
+        root = served(self._tag if self._service.spec.of_tokens else self._classify)
         return [
             Operation(
-                method="POST",
-                path="/predict",
-                endpoint=endpoints["/predict"],
-                name="predict",
-                about="Classify, in the shape of text-embeddings-inference: one list for a text, "
-                "a list of lists for a list of texts. A family that labels words answers with an "
-                "entry for each word.",
-                body=PredictRequest,
-                answer=list[LabelEntry]
-                | list[list[LabelEntry]]
-                | list[WordEntry]
-                | list[list[WordEntry]],
-                responses=_RESPONSES,
+                "POST",
+                "/predict",
+                served(self._predict),
+                self._predict,
+                list[LabelEntry] | list[list[LabelEntry]] | list[WordEntry] | list[list[WordEntry]],
+                PredictRequest,
+                _RESPONSES,
             ),
             Operation(
-                method="POST",
-                path="/",
-                endpoint=endpoints["/"],
-                name="classify",
-                about="Classify, in the shape of "
-                "`huggingface_hub.InferenceClient(...).text_classification`, or of "
-                "`.token_classification` where the family labels words.",
-                body=ClassificationRequest | TokenClassificationRequest,
-                answer=list[list[LabelEntry]] | list[EntityEntry] | list[list[EntityEntry]],
-                responses=_RESPONSES,
+                "POST",
+                "/",
+                root,
+                self._classify,
+                list[list[LabelEntry]] | list[EntityEntry] | list[list[EntityEntry]],
+                ClassificationRequest | TokenClassificationRequest,
+                _RESPONSES,
             ),
         ]
 
     async def _predict(self, asked: TextRequest) -> Reply:
+        """Classify, in the shape of text-embeddings-inference: one list for a text, a list of lists
+        for a list of texts. A family that labels words answers with an entry for each word."""
         request = parse(PredictRequest, asked.body, self._most_texts(asked.caller))
         timeout_ms = request.timeout_ms
         answered = await self._service.classify(
@@ -105,6 +97,8 @@ class HuggingFace:
         return _reply(answers[0] if isinstance(request.inputs, str) else answers, answered)
 
     async def _classify(self, asked: TextRequest) -> Reply:
+        """Classify, in the shape of `huggingface_hub.InferenceClient(...).text_classification`, or
+        of `.token_classification` where the family labels words."""
         request = parse(ClassificationRequest, asked.body, self._most_texts(asked.caller))
         parameters = request.parameters or ClassificationParameters()
         answered = await self._service.classify(

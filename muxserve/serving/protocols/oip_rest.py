@@ -32,11 +32,10 @@ from muxserve.serving.protocols.oip import (
     read_classes,
     read_texts,
 )
-from muxserve.serving.protocols.openapi import Operation, Responses, text_errors
+from muxserve.serving.protocols.openapi import Operation, Responses, get, text_errors
 from muxserve.serving.protocols.schemas import OipErrorBody, parse
 from muxserve.serving.service import TextService, check_count
 
-_PROTOCOL = "Open Inference Protocol"
 _LENGTH = b"inference-header-content-length"
 #: Digits of the longest length that can be; Python refuses to read thousands of them.
 _LENGTH_DIGITS = 18
@@ -103,84 +102,51 @@ class OipRest:
 
     def operations(self, bodies: Bodies) -> list[Operation]:
         """Everything below ``/v2``; ``bodies`` reads what comes."""
-        infer = TextEndpoint(self._infer, self._service, bodies, write_error, self._check)
+        infer = TextEndpoint(self._model_infer, self._service, bodies, write_error, self._check)
         operations = [
-            Operation(
-                method="GET",
-                path="/v2",
-                endpoint=self._server,
-                name="server_metadata",
-                about=f"{_PROTOCOL}: name, version and extensions of the server.",
-                answer=dict[str, Any],
-            ),
-            Operation(
-                method="GET",
-                path="/v2/health/live",
-                endpoint=self._live,
-                name="server_live",
-                about=f"{_PROTOCOL}: the process is alive.",
-                answer=dict[str, bool],
-            ),
-            Operation(
-                method="GET",
-                path="/v2/health/ready",
-                endpoint=self._ready,
-                name="server_ready",
-                about=f"{_PROTOCOL}: an engine has warmed up and answers.",
-                answer=dict[str, bool],
-                responses=_NOT_READY,
-            ),
+            get("/v2", self._server_metadata, dict[str, Any]),
+            get("/v2/health/live", self._server_live, dict[str, bool]),
+            get("/v2/health/ready", self._server_ready, dict[str, bool], _NOT_READY),
         ]
+        not_ready = {**_UNKNOWN_MODEL, **_NOT_READY}
+        no_answer = {**text_errors(OipErrorBody), **_UNKNOWN_MODEL}
         for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
             operations += [
+                get(base, self._model_metadata, dict[str, Any], _UNKNOWN_MODEL),
+                get(f"{base}/ready", self._model_ready, dict[str, Any], not_ready),
                 Operation(
-                    method="GET",
-                    path=base,
-                    endpoint=self._metadata,
-                    name="model_metadata",
-                    about=f"{_PROTOCOL}: inputs and outputs of the family's model.",
-                    answer=dict[str, Any],
-                    responses=_UNKNOWN_MODEL,
-                ),
-                Operation(
-                    method="GET",
-                    path=f"{base}/ready",
-                    endpoint=self._model_ready,
-                    name="model_ready",
-                    about=f"{_PROTOCOL}: the model would answer now.",
-                    answer=dict[str, Any],
-                    responses={**_UNKNOWN_MODEL, **_NOT_READY},
-                ),
-                Operation(
-                    method="POST",
-                    path=f"{base}/infer",
-                    endpoint=infer,
-                    name="model_infer",
-                    about=f"{_PROTOCOL}: texts in, arrays out; with Triton's binary data extension "
-                    "too.",
-                    body=InferBody,
-                    answer=dict[str, Any],
-                    responses={**text_errors(OipErrorBody), **_UNKNOWN_MODEL},
+                    "POST",
+                    f"{base}/infer",
+                    infer,
+                    self._model_infer,
+                    dict[str, Any],
+                    InferBody,
+                    no_answer,
                 ),
             ]
         return operations
 
-    async def _server(self, _: Request) -> Response:
+    async def _server_metadata(self, _: Request) -> Response:
+        """Open Inference Protocol: name, version and extensions of the server."""
         extensions = ["binary_tensor_data", "classification"]
         return _json({"name": "muxserve", "version": __version__, "extensions": extensions})
 
-    async def _live(self, _: Request) -> Response:
+    async def _server_live(self, _: Request) -> Response:
+        """Open Inference Protocol: the process is alive."""
         return _json({"live": True})
 
-    async def _ready(self, _: Request) -> Response:
+    async def _server_ready(self, _: Request) -> Response:
+        """Open Inference Protocol: an engine has warmed up and answers."""
         await self._check_ready()
         return _json({"ready": True})
 
-    async def _metadata(self, request: Request) -> Response:
+    async def _model_metadata(self, request: Request) -> Response:
+        """Open Inference Protocol: inputs and outputs of the family's model."""
         self._check(request.scope)
         return _json(self._model.metadata())
 
     async def _model_ready(self, request: Request) -> Response:
+        """Open Inference Protocol: the model would answer now."""
         self._check(request.scope)
         await self._check_ready()
         return _json({"name": self._model.name, "ready": True})
@@ -193,7 +159,9 @@ class OipRest:
         if not await self._model.ready():
             raise NotReady("no engine has warmed up yet; try again later")
 
-    async def _infer(self, asked: TextRequest) -> Reply:
+    async def _model_infer(self, asked: TextRequest) -> Reply:
+        """Open Inference Protocol: texts in, arrays out; with Triton's binary data extension
+        too."""
         json_end = _json_end(dict(asked.headers), len(asked.body))
         most_texts = self._service.limits_of(asked.caller).max_texts_per_request
         body = parse(InferBody, asked.body[:json_end], most_texts)

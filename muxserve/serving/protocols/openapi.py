@@ -4,6 +4,7 @@ An ``Operation`` is the one description of a route: the app makes its Starlette 
 ``describe`` its part of the document.
 """
 
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +31,12 @@ _REFUSED = {
     "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer."}},
 }
 
+Handler = Callable[[Request], Awaitable[Response]]
 #: What OpenAPI says of responses by their status; ``model`` is the type of a body.
 Responses = Mapping[int, Mapping[str, Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One method of one path: what serves it, and what clients are told of it.
 
@@ -42,8 +44,7 @@ class Operation:
         method: of HTTP.
         path: as Starlette writes it.
         endpoint: serves it.
-        name: in words with underscores, for titles and identifiers.
-        about: what it does.
+        handler: its name and its docstring are those of the operation.
         answer: type of the body of a 200; ``str`` is plain text, everything else JSON.
         body: type of the request's body, if it has one.
         responses: what else there is to say of responses.
@@ -51,12 +52,21 @@ class Operation:
 
     method: Literal["GET", "POST"]
     path: str
-    endpoint: ASGIApp | Callable[[Request], Awaitable[Response]]
-    name: str
-    about: str
+    endpoint: ASGIApp | Handler
+    handler: Callable[..., Any]
     answer: Any
     body: Any = None
     responses: Responses = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """In words with underscores."""
+        return self.handler.__name__.strip("_")
+
+
+def get(path: str, handler: Handler, answer: Any, responses: Responses | None = None) -> Operation:
+    """An operation without a body, which its handler serves."""
+    return Operation("GET", path, handler, handler, answer, responses=responses or {})
 
 
 def text_errors(model: type[BaseModel]) -> Responses:
@@ -129,7 +139,7 @@ def _schemas(operations: Iterable[Operation]) -> tuple[_Schemas, dict[str, Any]]
 def _described(one: Operation, schemas: _Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": one.name.replace("_", " ").title(),
-        "description": one.about,
+        "description": inspect.getdoc(one.handler),
         "operationId": re.sub(r"\W", "_", f"{one.name}{one.path}_{one.method.lower()}"),
     }
     if names := re.findall(r"{(\w+)}", one.path):
