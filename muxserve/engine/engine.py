@@ -271,7 +271,7 @@ class Engine:
         return self._workers.alive
 
     def check_health(self) -> None:
-        """Raise RuntimeError where it will not answer by itself any more.
+        """Raise where the engine will not recover by itself.
 
         Raises:
             RuntimeError: a forward thread has ended, or hangs.

@@ -238,7 +238,7 @@ class BundlingBackend:
         self._in_flight.discard(sent)
         self._calls[sent.little] -= 1
         if task.cancelled():
-            # Cancelled by ``_withdraw``, nobody waits; otherwise, whoever waits must get an error.
+            # Nobody waits where ``_withdraw`` cancelled it; otherwise those who wait get an error.
             for request in sent.requests:
                 _settle(request, NotReady("the call of the replica was cancelled; try again"))
         # What was due when the call ended has run by now.

@@ -265,7 +265,7 @@ class TritonModel:
     async def _meaning(
         self, error: InferenceServerException, deadline_s: float | None
     ) -> Exception:
-        """What an error of a call is to whoever asked."""
+        """An error of a call, as the caller gets it."""
         status = str(error.status()).removeprefix("StatusCode.")
         message = error.message()
         if deadline_s is not None and time.monotonic() >= deadline_s - _CLOCK_S:

@@ -55,7 +55,7 @@ class Caller:
         return min(caps, default=None)
 
 
-#: Python handles of the same Ray cluster: whoever holds one is trusted, and they count as one.
+#: Python handles of the same Ray cluster: they are trusted, and count as one caller.
 HANDLES = Caller("handle")
 
 

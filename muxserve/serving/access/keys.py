@@ -137,8 +137,8 @@ class Keys:
     """The keys of one reading of the file; never changes."""
 
     def __init__(self, entries: list[KeyEntry], server: LimitsConfig) -> None:
-        # Found by a digest under a secret of this process: the time that the search takes depends
-        # on bytes that nobody outside can know or choose, and on no number of keys.
+        # Found by a digest under a secret of this process: the time of the search depends on bytes
+        # that nobody outside can know or choose, and not on how many keys there are.
         self._secret = secrets.token_bytes(32)
         self._found: dict[bytes, tuple[bytes, Caller]] = {
             self._blind(digest): (digest, entry.caller(server))
@@ -275,7 +275,7 @@ def _parse(path: Path, content: bytes, server: LimitsConfig, narrowest: int) -> 
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise _refused(path, f"neither YAML nor JSON{line}") from None
     except Exception:
-        # PyYAML raises all kinds; none may pass, and none may be told.
+        # PyYAML raises all kinds of errors; none may pass, and no message may be shown.
         raise _refused(path, "neither YAML nor JSON in UTF-8") from None
     try:
         entries = KeysFile.model_validate(value).keys

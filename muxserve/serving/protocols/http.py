@@ -39,7 +39,7 @@ def create_app(
 
     Args:
         service: what answers.
-        authenticator: who may ask; by default whoever reaches it.
+        authenticator: who may ask; by default anyone.
         cors_origins: web pages of these origins may ask from a browser.
     """
     return _HttpApp(service, authenticator or Authenticator(), Cors(cors_origins))

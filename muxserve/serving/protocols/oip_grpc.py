@@ -63,7 +63,7 @@ class GrpcListener:
         connections: ConnectionsConfig | None = None,
         authenticator: Authenticator | None = None,
     ) -> None:
-        """Bind at once. Without a authenticator, whoever reaches the port may ask.
+        """Bind at once. Without an authenticator, anyone who reaches the port may ask.
 
         Raises:
             InvalidInput: nothing can listen there.
@@ -117,7 +117,7 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """What is not here is UNIMPLEMENTED."""
+    """Methods that are not here are UNIMPLEMENTED."""
 
     def __init__(self, service: TextService, authenticator: Authenticator) -> None:
         self._service = service
@@ -134,7 +134,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         try:
             self._model.check(request.name, request.version)
         except NotFound:
-            # A question, and no mistake: as Triton answers it.
+            # A question, not a mistake: Triton answers it in this way.
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=await self._model.ready())
 

@@ -89,9 +89,7 @@ def text_errors(model: type[BaseModel]) -> Responses:
     return {status: {**one, "model": model} for status, one in told.items()}
 
 
-def describe(
-    operations: Sequence[Operation], needs_key: Callable[[str], bool] = lambda _: False
-) -> dict[str, Any]:
+def describe(operations: Sequence[Operation], needs_key: Callable[[str], bool]) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:

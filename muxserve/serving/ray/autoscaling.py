@@ -140,7 +140,7 @@ def target_replicas(
 
 
 def _is_going(seen: Seen, pending: Pending, now_s: float, within_s: float) -> bool:
-    """Whether there is only a line, left from before, that goes away in time at its pace."""
+    """Whether there is only a line from before, which at its pace is soon enough gone."""
     if _replicas(seen.load, BUSY) > seen.replicas:
         return False
     shrank_s = pending.drain_s - seen.drain_s

@@ -98,7 +98,7 @@ class MuxIngress:
         collect_rarely()
 
     def _stats_here(self) -> tuple[Mapping[str, Any], bool | None]:
-        """What is counted in this process; engines behind it count for themselves."""
+        """Counters of this process; the engines behind it have their own."""
         own = self._service.own_stats()
         if self._engine is None:
             return own, None
@@ -171,7 +171,7 @@ class MuxIngress:
 
 
 def _owner() -> str:
-    """This application, told from all others that may run on this machine."""
+    """A name of this application that no other on this machine has."""
     cluster = ray.get_runtime_context().gcs_address
     try:
         return f"application {serve.get_replica_context().app_name!r} of the Ray at {cluster}"
