@@ -19,19 +19,8 @@ from muxserve.errors import InvalidInput, MuxserveError
 from muxserve.serving.access.authentication import Authenticator
 from muxserve.serving.errors import BodyTooLarge, Internal, NotFound, Unauthenticated
 from muxserve.serving.listening.connections import ConnectionsConfig, grpc_connections_allowed
+from muxserve.serving.protocols import oip
 from muxserve.serving.protocols.grpc_interceptor import CallInterceptor, refuse_call
-from muxserve.serving.protocols.oip import (
-    MOST_TENSORS,
-    VERSION,
-    Inference,
-    Model,
-    Wanted,
-    as_bytes,
-    datatype,
-    read_byte_strings,
-    read_classes,
-    read_texts,
-)
 from muxserve.serving.service import TextService, check_count
 
 log = logging.getLogger(__name__)
@@ -121,7 +110,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
     def __init__(self, service: TextService, authenticator: Authenticator) -> None:
         self._service = service
-        self._model = Model(service)
+        self._model = oip.Model(service)
         self._authenticator = authenticator
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
@@ -191,23 +180,23 @@ async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> 
     raise AssertionError("abort raises")
 
 
-def _read(request: Any, most_texts: int) -> Inference:
+def _read(request: Any, most_texts: int) -> oip.Inference:
     for name in ("outputs", "parameters"):
-        if len(getattr(request, name)) > MOST_TENSORS:
-            raise InvalidInput(f"{name}: at most {MOST_TENSORS}", field=name)
+        if len(getattr(request, name)) > oip.MOST_TENSORS:
+            raise InvalidInput(f"{name}: at most {oip.MOST_TENSORS}", field=name)
     if len(request.inputs) != 1:
         raise InvalidInput(f"expected one input, got {len(request.inputs)}", field="inputs")
     (given,) = request.inputs
-    texts = read_texts(
+    texts = oip.read_texts(
         given.name, given.datatype, given.shape, _elements(request, given, most_texts)
     )
     outputs = []
     for one in request.outputs:
         asked = "classification" in one.parameters
-        count = read_classes(_value(one.parameters["classification"])) if asked else 0
-        outputs.append(Wanted(one.name, count))
+        count = oip.read_classes(_value(one.parameters["classification"])) if asked else 0
+        outputs.append(oip.Wanted(one.name, count))
     parameters = {name: _value(one) for name, one in request.parameters.items()}
-    return Inference(texts, parameters, outputs)
+    return oip.Inference(texts, parameters, outputs)
 
 
 def _elements(request: Any, given: Any, most_texts: int) -> list[bytes]:
@@ -222,7 +211,7 @@ def _elements(request: Any, given: Any, most_texts: int) -> list[bytes]:
         )
     if given.contents.ByteSize():
         raise InvalidInput("the input has both contents and raw_input_contents", field="inputs")
-    return read_byte_strings(raw[0], most_texts)
+    return oip.read_byte_strings(raw[0], most_texts)
 
 
 def _value(parameter: Any) -> Any:
@@ -231,8 +220,8 @@ def _value(parameter: Any) -> Any:
 
 
 def _write(request: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    response = pb.ModelInferResponse(model_name=name, model_version=VERSION, id=request.id)
+    response = pb.ModelInferResponse(model_name=name, model_version=oip.VERSION, id=request.id)
     for output, array in arrays.items():
-        response.outputs.add(name=output, datatype=datatype(array), shape=array.shape)
-        response.raw_output_contents.append(as_bytes(array))
+        response.outputs.add(name=output, datatype=oip.datatype(array), shape=array.shape)
+        response.raw_output_contents.append(oip.as_bytes(array))
     return response

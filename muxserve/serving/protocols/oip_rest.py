@@ -18,20 +18,9 @@ from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
 from muxserve.models.files import is_whole
 from muxserve.serving.errors import NotFound, shown
+from muxserve.serving.protocols import oip
 from muxserve.serving.protocols.bodies import Bodies
 from muxserve.serving.protocols.endpoint import Reply, TextEndpoint, TextRequest
-from muxserve.serving.protocols.oip import (
-    MOST_TENSORS,
-    VERSION,
-    Inference,
-    Model,
-    Wanted,
-    as_bytes,
-    datatype,
-    read_byte_strings,
-    read_classes,
-    read_texts,
-)
 from muxserve.serving.protocols.openapi import Operation, Responses, get, text_errors
 from muxserve.serving.protocols.schemas import OipErrorBody, parse
 from muxserve.serving.service import TextService, check_count
@@ -51,8 +40,8 @@ _NOT_READY: Responses = {NotReady.status: {"model": OipErrorBody, "description":
 
 def _few(entries: Any) -> Any:
     """Tensors and parameters are counted before any is looked at."""
-    if isinstance(entries, list | dict) and len(entries) > MOST_TENSORS:
-        raise ValueError(f"at most {MOST_TENSORS}, got {len(entries)}")
+    if isinstance(entries, list | dict) and len(entries) > oip.MOST_TENSORS:
+        raise ValueError(f"at most {oip.MOST_TENSORS}, got {len(entries)}")
     return entries
 
 
@@ -98,7 +87,7 @@ class OipRest:
 
     def __init__(self, service: TextService) -> None:
         self._service = service
-        self._model = Model(service)
+        self._model = oip.Model(service)
 
     def operations(self, bodies: Bodies) -> list[Operation]:
         """Everything below ``/v2``; ``bodies`` reads what comes."""
@@ -173,11 +162,11 @@ class OipRest:
         for name, array in arrays.items():
             one: dict[str, Any] = {
                 "name": name,
-                "datatype": datatype(array),
+                "datatype": oip.datatype(array),
                 "shape": list(array.shape),
             }
             if name in binary or (all_binary and not body.outputs):
-                parts.append(as_bytes(array))
+                parts.append(oip.as_bytes(array))
                 one["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
                 one["data"] = _values(array)
@@ -185,7 +174,7 @@ class OipRest:
         head = orjson.dumps(
             {
                 "model_name": self._model.name,
-                "model_version": VERSION,
+                "model_version": oip.VERSION,
                 **({"id": body.id} if body.id else {}),
                 "outputs": described,
             }
@@ -214,7 +203,7 @@ def _json_end(headers: Mapping[bytes, bytes], size: int) -> int:
     return int(stated)
 
 
-def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
+def _read(asked: InferBody, binary: bytes, most_texts: int) -> oip.Inference:
     if len(asked.inputs) != 1:
         raise InvalidInput(f"expected one input, got {len(asked.inputs)}", field="inputs")
     (given,) = asked.inputs
@@ -228,7 +217,7 @@ def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
             )
         if given.data is not None:
             raise InvalidInput("the input has both data and binary data", field="inputs")
-        values = read_byte_strings(binary, most_texts)
+        values = oip.read_byte_strings(binary, most_texts)
     elif binary:
         raise InvalidInput(
             f"{len(binary)} bytes follow the JSON, and the input has no binary_data_size",
@@ -238,13 +227,13 @@ def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
         raise InvalidInput("the input has neither data nor binary data", field="inputs")
     else:
         values = _flat(given.data, most_texts)
-    texts = read_texts(given.name, given.datatype, given.shape, values)
+    texts = oip.read_texts(given.name, given.datatype, given.shape, values)
     outputs = []
     for one in asked.outputs or ():
         parameters = one.parameters or {}
-        count = read_classes(parameters.get("classification", 0))
-        outputs.append(Wanted(one.name, count, parameters.get("binary_data") is True))
-    return Inference(texts, asked.parameters or {}, outputs)
+        count = oip.read_classes(parameters.get("classification", 0))
+        outputs.append(oip.Wanted(one.name, count, parameters.get("binary_data") is True))
+    return oip.Inference(texts, asked.parameters or {}, outputs)
 
 
 def _flat(data: Sequence[Any], most_texts: int) -> list[Any]:

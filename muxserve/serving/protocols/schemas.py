@@ -14,6 +14,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic.config import JsonDict
 
 from muxserve.errors import InvalidInput
 from muxserve.serving.errors import dotted, shown
@@ -81,14 +82,19 @@ Texts = Annotated[
 ]
 
 
-class PredictRequest(BaseModel):
+_EXAMPLE: JsonDict = {"example": {"inputs": "A moving, beautifully shot film."}}
+
+
+class _Strict(BaseModel):
+    """Coerces nothing, and refuses unknown fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class PredictRequest(_Strict):
     """Body of ``POST /predict``, in the shape of text-embeddings-inference."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"example": {"inputs": "A moving, beautifully shot film."}},
-    )
+    model_config = ConfigDict(json_schema_extra=_EXAMPLE)
 
     inputs: Texts = Field(
         description="A text, or a list of texts. A list of two strings is two texts; pairs are not "
@@ -117,10 +123,8 @@ class PredictRequest(BaseModel):
     )
 
 
-class ClassificationParameters(BaseModel):
+class ClassificationParameters(_Strict):
     """``parameters`` of ``POST /``."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     function_to_apply: ScoreFunction | None = Field(
         None, description="How logits become scores; by default as the family was trained."
@@ -130,23 +134,17 @@ class ClassificationParameters(BaseModel):
     )
 
 
-class ClassificationRequest(BaseModel):
+class ClassificationRequest(_Strict):
     """Body of ``POST /``, in the shape of ``huggingface_hub.InferenceClient``."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"example": {"inputs": "A moving, beautifully shot film."}},
-    )
+    model_config = ConfigDict(json_schema_extra=_EXAMPLE)
 
     inputs: Texts = Field(description="A text, or a list of texts.")
     parameters: ClassificationParameters | None = Field(None, description="What to answer.")
 
 
-class TokenClassificationParameters(BaseModel):
+class TokenClassificationParameters(_Strict):
     """``parameters`` of ``POST /`` where words are labelled."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     aggregation_strategy: Literal["first"] | None = Field(
         None, description="A word has the label of its first token; there is no other way here."
@@ -156,14 +154,10 @@ class TokenClassificationParameters(BaseModel):
     )
 
 
-class TokenClassificationRequest(BaseModel):
+class TokenClassificationRequest(_Strict):
     """Body of ``POST /`` where words are labelled, as ``huggingface_hub.InferenceClient``'s."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"example": {"inputs": "The jury further said."}},
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {"inputs": "The jury further said."}})
 
     inputs: Texts = Field(description="A text, or a list of texts.")
     parameters: TokenClassificationParameters | None = Field(None, description="What to answer.")
