@@ -634,7 +634,7 @@ def test_a_mistake_of_ours_is_told_without_its_insides(served, monkeypatch, capl
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr(LocalBackend, "classify", broken)
+    monkeypatch.setattr(LocalBackend, "predict", broken)
     response = within(lambda client: client.post("/predict", json={"inputs": "good"}), served.app)
     assert "secret" not in refused(response, 500, "internal")
     assert "a secret" in caplog.text
