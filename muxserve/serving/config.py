@@ -1,7 +1,7 @@
 """Settings in, one checked ``ServeConfig`` out: the same for ``serve run``, YAML files and Python.
 
-Every field has a bound, a description and its unit in its name. A setting that nobody knows is
-never ignored: the error names it and lists those that exist.
+Every field has a bound, a description and its unit in its name. An unknown setting is never
+ignored: the error names it and lists those that exist.
 """
 
 import difflib

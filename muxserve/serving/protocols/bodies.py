@@ -1,9 +1,9 @@
 """An ASGI request's messages in, its body out, within a limit of bytes and of time.
 
-A body that says it is too large is refused before a byte of it is read; one that does not say so is
-refused at the message that makes it too large. One that came packed is unpacked within the same
-limits. Bodies that are still coming share a limit too, or a client that sends slowly on many
-connections would fill the memory.
+A body that says it is too large is refused before a byte of it is read, any other at the message
+that makes it too large. A compressed body is unpacked within the same limits. Bodies that are still
+coming share a limit too; otherwise a client that sends slowly on many connections would fill the
+memory.
 """
 
 from starlette.types import Receive, Scope
@@ -14,9 +14,9 @@ from muxserve.serving.errors import BodyTooLarge
 from muxserve.serving.listening.timers import Timers
 from muxserve.serving.protocols.unpacking import unpacked
 
-#: An unfinished body may have so many bytes for nothing: there are no more than connections.
+#: Bytes of an unfinished body that need no room: there are no more bodies than connections.
 _FREE_BYTES = 16_384
-#: Who holds less is too little to take others' room.
+#: A caller who holds less is too small to take others' room.
 _BULK_BYTES = 1024 * 1024
 
 
@@ -28,10 +28,12 @@ class Bodies:
     """Reads bodies; those that are still coming take no more memory together than they may."""
 
     def __init__(self, most_bytes: int, timers: Timers) -> None:
-        """Args:
-        most_bytes: that the parts which came of one caller's unfinished bodies may have; all
-            callers together may have a quarter more.
-        timers: of the event loop.
+        """Limit what all bodies take together.
+
+        Args:
+            most_bytes: of what came of one caller's unfinished bodies; all callers together may
+                have a quarter more.
+            timers: of the event loop.
         """
         self._room = Room(most_bytes, _BULK_BYTES)
         self._timers = timers
@@ -46,7 +48,7 @@ class Bodies:
             DeadlineExceeded: it did not arrive within ``timeout_s``, however steadily it came.
             MalformedEncoding: it is not what its Content-Encoding says.
             Overloaded: too many bodies are coming.
-            UnsupportedEncoding: its Content-Encoding is none that is read here.
+            UnsupportedEncoding: its Content-Encoding is not supported.
             ClientGone: the client went away.
         """
         encodings = []

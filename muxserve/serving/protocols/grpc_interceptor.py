@@ -1,7 +1,7 @@
-"""Every call of a gRPC server comes through here: who may pass, and whether it can be read.
+"""An interceptor of all calls of a gRPC server: who may call, and whether the message can be read.
 
-A call without a key ends before its message is read. A message that is none of the protocol is the
-caller's mistake; gRPC alone would write a traceback for it.
+A call without a key ends before its message is read. A message that cannot be parsed is the
+caller's mistake; gRPC alone would log a traceback for it.
 """
 
 from collections.abc import Awaitable, Callable, Collection
@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from muxserve.serving.access.doors import Door
+from muxserve.serving.access.authentication import Authenticator
 from muxserve.serving.errors import Unauthenticated
 
 #: gRPC's classes have no types.
@@ -19,15 +19,17 @@ Details = Any
 Context = Any
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """An interceptor of all calls."""
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets calls through, or ends them."""
 
-    def __init__(self, door: Door, methods: Collection[str]) -> None:
-        """Args:
-        door: who may pass.
-        methods: names of those that there are; of others gRPC would write a traceback.
+    def __init__(self, authenticator: Authenticator, methods: Collection[str]) -> None:
+        """Let calls of some methods through.
+
+        Args:
+            authenticator: who may call.
+            methods: names of those that exist; for others gRPC would log a traceback.
         """
-        self._door = door
+        self._authenticator = authenticator
         self._methods = methods
         self._readers: dict[str, Handler] = {}
 
@@ -36,7 +38,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> Handler:
         """The handler of a call; called by gRPC once its metadata is there."""
         try:
-            self._door.check_grpc(details.method, details.invocation_metadata)
+            self._authenticator.check_grpc(details.method, details.invocation_metadata)
         except Unauthenticated as error:
             return _refusing(error)
         reader = self._readers.get(details.method)
