@@ -21,7 +21,7 @@ from muxserve.extras import require
 if TYPE_CHECKING:
     from muxserve.loadtest.run import Progress
 
-#: A threshold failed the run; a server did not start, died or answered nothing.
+#: Exit codes: a threshold failed the run; a server did not start, died or answered nothing.
 EXIT_THRESHOLD, EXIT_INCOMPLETE = 1, 3
 
 
@@ -113,7 +113,7 @@ def run(
         chosen = with_key(chosen, key_file)
     folder = out or Path(f"loadtest-{chosen.name}")
     prepare_folder(folder)
-    # What was started for the test must not stay behind, however it is ended.
+    # However the test ends, nothing that was started for it may stay behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with _Display() as display:

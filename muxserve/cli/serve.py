@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class Proxy(StrEnum):
-    """What takes HTTP."""
+    """What receives HTTP."""
 
     PYTHON = "python"
     HAPROXY = "haproxy"
     NONE = "none"
 
 
-#: What Ray must be told for each proxy, whatever the environment says: it would open ports beside
-#: ours (direct ingress), which others may share without knowing.
+#: Ray's settings for each proxy, whatever the environment says: Ray would open ports beside ours
+#: (direct ingress), which other servers may share without knowing.
 RAY_SETTINGS: dict[Proxy, dict[str, str]] = {
     Proxy.PYTHON: {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
     Proxy.HAPROXY: {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # Nothing stands before this HAProxy that would have to notice first: end at once.
+        # Nothing stands before this HAProxy that has to notice first, so it may end at once.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     },
     Proxy.NONE: {
@@ -81,7 +81,7 @@ def serve(
         os.environ.update(_ports_behind_haproxy())
     # Ray's proxies would believe any X-Forwarded-For of this machine; see security.trusted_proxies.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
-    # Ray's own default for a Ray that it starts; said outright, it needs no warning.
+    # Ray's own default for a Ray that it starts; set explicitly, it brings no warning.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         from muxserve.serving.app import build_app
@@ -117,8 +117,10 @@ def serve(
 
 
 def _ports_behind_haproxy() -> dict[str, str]:
-    """Ports of this server alone: Ray's own choice is the same for each of its clusters, and the
-    kernel would spread HAProxy's calls over the replicas of all of them.
+    """Ports that only this server uses.
+
+    Ray's own choice is the same for all of its clusters on a machine, and the kernel would spread
+    HAProxy's calls over the replicas of all of them.
     """
     first = free_block(_BEHIND_HAPROXY)
     return {

@@ -43,7 +43,7 @@ class Text:
 
 
 @dataclass(eq=False)
-class Entry:
+class DistinctText:
     """A distinct text that waits, for every text equal to it; see the planner's ``Waiting``."""
 
     ids: np.ndarray
@@ -80,13 +80,13 @@ class SlotFiller:
             self._run(batch)
             yield [text for entry in batch.texts for text in entry.texts]
 
-    def _plan(self, waiting: Sequence[Entry], n: int) -> Plan[Entry]:
+    def _plan(self, waiting: Sequence[DistinctText], n: int) -> Plan[DistinctText]:
         return plan(waiting, n, self.times, self._facts.widths, self._tuning.max_groups)
 
     def _warm(self, n: int, length: int, groups: int) -> None:
         self._forward(n, np.full((n * groups, length), self._facts.pad_id, dtype=np.int64))
 
-    def _run(self, batch: Plan[Entry]) -> None:
+    def _run(self, batch: Plan[DistinctText]) -> None:
         n = batch.num_instances
         length = self._facts.padded_length or batch.length
         ids = np.full((len(batch.slots), length), self._facts.pad_id, dtype=np.int64)
@@ -108,7 +108,7 @@ class SlotFiller:
             for text in entry.texts:
                 text.logits, text.num_instances = own, n
 
-    def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
+    def _retry_in_halves(self, batch: Plan[DistinctText], error: Exception) -> None:
         if len(batch.texts) == 1:
             for text in batch.texts[0].texts:
                 text.failure = f"the forward failed for this text: {error}"
@@ -122,15 +122,15 @@ class SlotFiller:
                 self._run(retry)
 
 
-def _line(texts: Sequence[Text]) -> list[Entry]:
+def _line(texts: Sequence[Text]) -> list[DistinctText]:
     """Distinct texts in order of arrival."""
-    entries: dict[tuple[bytes, str | None], Entry] = {}
+    entries: dict[tuple[bytes, str | None], DistinctText] = {}
     for text in texts:
         key = text.ids.tobytes(), text.options.isolation_key
         cap = text.options.max_num_instances
         entry = entries.get(key)
         if entry is None:
-            entry = entries[key] = Entry(text.ids, text.options.isolation_key, cap)
+            entry = entries[key] = DistinctText(text.ids, text.options.isolation_key, cap)
         elif cap is not None:
             before = entry.max_num_instances
             entry.max_num_instances = cap if before is None else min(before, cap)
@@ -138,7 +138,7 @@ def _line(texts: Sequence[Text]) -> list[Entry]:
     return list(entries.values())
 
 
-def _without(waiting: Sequence[Entry], taken: Sequence[Entry]) -> list[Entry]:
+def _without(waiting: Sequence[DistinctText], taken: Sequence[DistinctText]) -> list[DistinctText]:
     gone = {id(entry) for entry in taken}
     return [entry for entry in waiting if id(entry) not in gone]
 
