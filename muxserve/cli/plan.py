@@ -62,13 +62,6 @@ def plan(
       muxserve plan --rate 50 --save-times times.json
       muxserve plan --rate 5000 --times times.json --texts mine.txt --json
     """
-    from muxserve.engine.tokens import TextEncoder
-    from muxserve.measure.texts import generated_texts
-    from muxserve.models.family import Family
-    from muxserve.planning.simulation import poisson_arrivals
-    from muxserve.planning.sizing import size_each_choice
-    from muxserve.planning.times_file import MachineTimes
-
     phases = parse_rate(rate)
     expected = sum(phase.rate * phase.seconds for phase in phases)
     if expected > MOST_TEXTS:
@@ -79,6 +72,14 @@ def plan(
         )
     if times is not None and save_times is not None:
         raise InvalidInput("--save-times writes what is measured; leave --times out", field="times")
+
+    from muxserve.engine.tokens import TextEncoder
+    from muxserve.measure.texts import generated_texts
+    from muxserve.models.family import Family
+    from muxserve.planning.simulation import poisson_arrivals
+    from muxserve.planning.sizing import size_each_choice
+    from muxserve.planning.times_file import MachineTimes
+
     loaded = Family.load(family, widths=[])
     sample = _texts(texts) if texts else generated_texts(loaded.tokenizer, GENERATED_TEXTS)
     encoder = TextEncoder(loaded.tokenizer, loaded.spec.max_length)

@@ -83,13 +83,7 @@ def serve(
     os.environ["FORWARDED_ALLOW_IPS"] = ""
     # Ray's own default for a Ray that it starts; set explicitly, it brings no warning.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        from muxserve.serving.app import build_app
-        from muxserve.serving.config import ServeConfig
-        from muxserve.serving.ray.local import serve_until_stopped
-        from muxserve.serving.ray.placement import needs
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
+    from muxserve.serving.config import ServeConfig
 
     check_port_is_free(host, port, "--port")
     values = dict(_key_value(setting) for setting in settings or [])
@@ -105,6 +99,13 @@ def serve(
         check_port_is_free(listening.direct_host, listening.direct_port, "ingress.direct_port")
     if listening.grpc_port is not None:
         check_port_is_free(listening.direct_host, listening.grpc_port, "ingress.grpc_port")
+    try:
+        from muxserve.serving.app import build_app
+        from muxserve.serving.ray.local import serve_until_stopped
+        from muxserve.serving.ray.placement import needs
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
+
     built = build_app(config)
     typer.echo(f"starting {family} on http://{host}:{port} ...", err=True)
     serve_until_stopped(
