@@ -25,21 +25,17 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from muxserve.bench.burst import Burst, measure_burst
+from muxserve.bench.burst import measure_burst
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
 from muxserve.bench.serving_report import as_markdown, plot, summary
 from muxserve.engine.config import available_cores
 from muxserve.engine.forward import load_to_serve, make_executor
 from muxserve.engine.tokens import TextEncoder
-from muxserve.loadtest.servers.muxserve import (
-    HOST,
-    RunningServer,
-    free_port,
-    running_muxserve,
-    stages_ms,
-)
+from muxserve.loadtest.scenario.shapes import Burst
+from muxserve.loadtest.servers.muxserve import RunningServer, running_muxserve, stages_ms
 from muxserve.loadtest.servers.peers import PEERS, PeerFailed, environment, running
-from muxserve.loadtest.servers.plain_model import write_plain_model
+from muxserve.loadtest.servers.plain_model import write_plain_model_like
+from muxserve.loadtest.servers.process import HOST, free_port
 from muxserve.measure.families import write_random_family
 from muxserve.measure.machine import describe
 from muxserve.measure.offline import offline_rate
@@ -178,7 +174,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
         alone = at(result["ours"]["1"], max(options.clients))
         result["burst"] = measure_bursts(name, path, alone["texts_per_s"], options)
     if options.peers:
-        plain = plain_model(name, path, folder)
+        plain = write_plain_model_like(folder / f"plain-{name}", path)
         for peer_name in PEERS:
             result["peers"][peer_name] = measure_peer(peer_name, plain, name, texts, options)
     return result
@@ -282,21 +278,6 @@ def lone(
     return {"p50_ms": text.quantile_ms(0.5), "no_op_p50_ms": nothing.quantile_ms(0.5)}
 
 
-def plain_model(name: str, family: Path, folder: Path) -> Path:
-    """A plain BERT of the family's size, for the peers."""
-    config = Family.load(family, [1]).models[1].config
-    return write_plain_model(
-        folder / f"plain-{name}",
-        family / "tokenizer.json",
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        intermediate=config.intermediate_size,
-        vocab=config.vocab_size,
-        max_length=config.max_position_embeddings,
-    )
-
-
 def measure_peer(
     name: str, model: Path, size: str, texts: Sequence[str], options: argparse.Namespace
 ) -> Any:
@@ -321,12 +302,19 @@ def measure_bursts(
     spec = Family.load(path, []).spec
     quality = {m.num_instances: m.quality.value for m in spec.members if m.quality}
     shape = Burst(
-        steady_per_s=0.5 * alone_per_s,
+        shape="burst",
+        rate_per_s=0.5 * alone_per_s,
         factor=10.0,
         steady_s=options.burst_seconds / 2,
         burst_s=options.burst_seconds,
     )
-    result: dict[str, Any] = {"target_ms": options.target_ms, "shape": vars(shape)}
+    result: dict[str, Any] = {
+        "target_ms": options.target_ms,
+        "shape": {
+            "steady_per_s": shape.rate_per_s,
+            **shape.model_dump(include={"factor", "steady_s", "burst_s"}),
+        },
+    }
     for key, pinned in (("elastic", None), ("fixed1", 1)):
         settings = [
             *options.settings,

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from muxserve.loadtest.generator.load_spec import JOB_VARIABLE, Job
 from muxserve.loadtest.generator.tally import Tally
-from muxserve.loadtest.servers.muxserve import HOST, free_port
+from muxserve.loadtest.servers.process import HOST, free_port
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 #: The class of users of each kind of request.

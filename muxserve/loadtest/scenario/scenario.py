@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from muxserve.errors import InvalidInput
+from muxserve.loadtest.scenario import shapes
 from muxserve.loadtest.scenario.shapes import Shape
 
 RequestKind = Literal["text", "texts", "mixed", "tokens", "oip-http", "oip-grpc", "handle"]
@@ -211,8 +212,6 @@ def _explain(error: ValidationError) -> str:
 
 def _known(loc: tuple[Any, ...]) -> list[str]:
     """Fields of the model that a location is in."""
-    from muxserve.loadtest.scenario.scenario import shapes
-
     if loc[0] == "servers":
         return list(ServerSpec.model_fields)
     if loc[0] == "texts" and len(loc) > 1:

@@ -25,7 +25,7 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-from muxserve.loadtest.servers.muxserve import HOST, free_port
+from muxserve.loadtest.servers.process import HOST, ProcessFailed, free_port
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = ROOT / ".cache" / "triton-server"
@@ -33,7 +33,7 @@ START_S = 120.0
 STOP_S = 15.0
 
 
-class TritonFailed(RuntimeError):
+class TritonFailed(ProcessFailed):
     """The server is not installed, did not start, or ended; the message has the end of its log."""
 
 
