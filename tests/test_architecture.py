@@ -21,7 +21,7 @@ ALLOWED = {
     "planning": {"errors", "models", "engine"},
     "measure": {"errors", "models", "engine"},
     "bench": {"errors", "models", "engine", "measure", "loadtest"},
-    "loadtest": {"errors", "extras", "models", "engine", "measure"},
+    "loadtest": {"errors", "extras", "models", "engine", "triton", "measure"},
 }
 WITHOUT_RAY = {"errors", "extras", "models", "engine", "training", "triton", "planning", "measure"}
 MOST_LINES = 400

@@ -24,6 +24,7 @@ USER_OF = {
     "texts": "ManyTexts",
     "mixed": "MixedLengths",
     "tokens": "Words",
+    "ready": "Ready",
     "oip-http": "OipHttp",
     "oip-grpc": "OipGrpc",
     "handle": "Handle",

@@ -109,6 +109,27 @@ class PredictSpeaker:
         self._client.close()
 
 
+class ReadySpeaker:
+    """``GET /ready``: the way to a server and back, with nothing to classify."""
+
+    name = "/ready"
+
+    def __init__(self, url: str, headers: dict[str, str], timeout_s: float) -> None:
+        self._client = HttpClient(url, headers, timeout_s)
+
+    def prepare(self, texts: list[Text]) -> Request:
+        return Request(texts, self._client.prepare("GET", self.name))
+
+    def ask(self, request: Request) -> Answer:
+        response = self._client.send(request.content)
+        if response.status != 200:
+            return failure(str(response.status), response.body)
+        return Answer(OK, length=len(response.body))
+
+    def close(self) -> None:
+        self._client.close()
+
+
 def failure(status: str, body: bytes) -> Answer:
     """An answer that is none, with what it said."""
     return Answer(status, message=body[:300].decode(errors="replace"), length=len(body))

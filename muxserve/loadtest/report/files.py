@@ -28,6 +28,7 @@ _SUMMARY = [
     "max_ms",
     "mean_num_instances",
     "occupancy",
+    "texts_per_forward",
     "accuracy",
     "agreement_with_n1",
     "measured_quality",

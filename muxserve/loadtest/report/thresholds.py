@@ -18,7 +18,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 FIGURES = (
     "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "texts_per_s", "error_rate", "errors",
     "accuracy", "agreement_with_n1", "occupancy", "mean_num_instances",
-    "server_cpu_s_per_1000_texts", "gain_over_first", "highest_rate_per_s",
+    "texts_per_forward", "server_cpu_s_per_1000_texts", "gain_over_first", "highest_rate_per_s",
 )  # fmt: skip
 _RULE = re.compile(
     r"(?:(?P<server>[^:]*?)(?:/(?P<load>\w+))?:)?\s*(?P<figure>\w+)\s*(?P<by>>=|<=|>|<)\s*(?P<value>[-+\d.e]+)\s*"

@@ -86,30 +86,3 @@ def running_muxserve(
         environment=environment,
     ) as pid:
         yield RunningServer(port, pid)
-
-
-def stages_ms(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """Where the milliseconds of a request of one text went, on average between two looks.
-
-    ``transport`` is what the way to the engine and back took, ``ingress`` what is neither
-    tokenizing nor waiting for an answer: reading, checking, writing JSON.
-    """
-    ingress = {key: after["stages"][key] - before["stages"][key] for key in after["stages"]}
-    engine = {
-        key: sum(one[key] for one in after["engines"]) - sum(one[key] for one in before["engines"])
-        for key in ("filled_slots", "line_s", "plan_s", "computed_s", "batches")
-    }
-    requests, texts = max(1, ingress["requests"]), max(1, engine["filled_slots"])
-    line, computed = engine["line_s"] / texts, engine["computed_s"] / texts
-    # A text waits while its batch is planned; the line's time has that in it.
-    plan = engine["plan_s"] / max(1, engine["batches"])
-    backend = ingress["backend_s"] / requests
-    seconds = {
-        "ingress": ingress["total_s"] / requests - backend - ingress["tokens_s"] / requests,
-        "tokens": ingress["tokens_s"] / requests,
-        "transport": backend - line - computed,
-        "line": line - plan,
-        "plan": plan,
-        "forward": computed,
-    }
-    return {name: 1000 * value for name, value in seconds.items()}

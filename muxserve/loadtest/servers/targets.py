@@ -13,15 +13,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from muxserve.errors import InvalidInput
+from muxserve.extras import require
 from muxserve.loadtest.scenario.scenario import PeerName, Scenario, ServerSpec
 from muxserve.loadtest.servers.http import request
-from muxserve.loadtest.servers.muxserve import RunningServer, running_muxserve
-from muxserve.loadtest.servers.process import HOST, ProcessFailed, free_port, running_process
+from muxserve.loadtest.servers.muxserve import running_muxserve
+from muxserve.loadtest.servers.process import (
+    HOST,
+    ProcessFailed,
+    cpu_seconds,
+    free_port,
+    running_process,
+)
 
 _BRIDGE_START_S, _BRIDGE_STOP_S = 60.0, 10.0
 #: Environments of peers, made once.
@@ -42,6 +50,7 @@ class Target:
         stats: what ``/stats`` answers; None where it has none.
         ask_url: http://host:port of ``/predict``, for the answers of N=1; None where it has none.
         path: of the route, where it is not the kind's own.
+        model: its name in the Open Inference Protocol; "" where that is not spoken.
         body: makes a request's body of a text, for peers.
     """
 
@@ -50,6 +59,7 @@ class Target:
     stats: Callable[[], dict[str, Any]] | None = None
     ask_url: str | None = None
     path: str | None = None
+    model: str = ""
     body: Callable[[str], bytes] | None = None
 
 
@@ -64,8 +74,10 @@ def open_target(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         opened = _at_url(spec.url, scenario)
     elif spec.peer is not None:
         opened = _peer(spec.peer, scenario)
+    elif spec.triton is not None:
+        opened = _triton(spec, scenario)
     else:
-        opened = _started(spec, scenario)
+        opened = _muxserve(spec, scenario, _engine_settings(spec, scenario))
     try:
         with opened as target:
             yield target
@@ -73,8 +85,8 @@ def open_target(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         raise TargetFailed(str(error) if spec.peer else f"{spec.name}: {error}") from None
 
 
-@contextmanager
-def _started(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
+def _engine_settings(spec: ServerSpec, scenario: Scenario) -> list[str]:
+    """Of a muxserve with engines of its own."""
     from muxserve.engine.config import available_cores
 
     settings = [*scenario.settings, *spec.settings]
@@ -85,21 +97,65 @@ def _started(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         settings.append(f"replicas.num_replicas={spec.replicas}")
     if spec.num_instances is not None:
         settings.append(f"engine.num_instances={spec.num_instances}")
+    return settings
+
+
+@contextmanager
+def _muxserve(spec: ServerSpec, scenario: Scenario, settings: list[str]) -> Iterator[Target]:
     grpc_port = free_port()
     if scenario.requests == "oip-grpc":
-        settings.append(f"ingress.grpc_port={grpc_port}")
-    with running_muxserve(scenario.family, settings, proxy=scenario.proxy) as running:
+        settings = [*settings, f"ingress.grpc_port={grpc_port}"]
+    with running_muxserve(
+        scenario.family, settings, proxy=scenario.proxy, environment=spec.environment
+    ) as running:
+
+        def target(url: str) -> Target:
+            # Requests that ask for nothing have no labels to compare.
+            ask_url = None if scenario.requests == "ready" else running.url
+            model = _model_name(scenario)
+            return Target(url, running.cpu_seconds, running.stats, ask_url, model=model)
+
         if scenario.requests == "handle":
             with _bridge("auto") as port:
-                yield _of_muxserve(running, f"{HOST}:{port}")
+                yield target(f"{HOST}:{port}")
         elif scenario.requests == "oip-grpc":
-            yield _of_muxserve(running, f"{HOST}:{grpc_port}")
+            yield target(f"{HOST}:{grpc_port}")
         else:
-            yield _of_muxserve(running, running.url)
+            yield target(running.url)
 
 
-def _of_muxserve(running: RunningServer, url: str) -> Target:
-    return Target(url, running.cpu_seconds, running.stats, running.url)
+@contextmanager
+def _triton(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
+    """Triton with the family exported, or muxserve before it."""
+    require("a Triton server", "triton", "onnx")
+    from muxserve.loadtest.servers.triton import TritonServer
+    from muxserve.triton.repository import export
+    from muxserve.triton.settings import ExportSettings
+
+    n = spec.num_instances
+    with tempfile.TemporaryDirectory(prefix="muxload") as folder:
+        repository = Path(folder) / "models"
+        settings = ExportSettings(text=True, num_instances=None if n is None else [n])
+        models = export(scenario.family, repository, settings).models
+        kind = "elastic" if n is None else "member"
+        model = next((one.name for one in models if one.kind == kind), models[0].name)
+        with TritonServer(repository) as triton:
+            if spec.triton == "behind":
+                own = ["backend=triton", f"triton.url={triton.grpc}", f"triton.model={model}"]
+                with _muxserve(spec, scenario, [*spec.settings, *own]) as target:
+                    yield target
+                return
+            url = triton.grpc if scenario.requests == "oip-grpc" else f"http://{triton.http}"
+
+            def stats() -> dict[str, Any]:
+                """Texts and executions of the model, as an engine of muxserve counts them."""
+                content = request(f"http://{triton.http}", f"/v2/models/{model}/stats")[1]
+                (counted,) = json.loads(content)["model_stats"]
+                texts, runs = counted["inference_count"], counted["execution_count"]
+                return {"engines": [{"slots": 0, "filled_slots": texts, "batches": runs}]}
+
+            spent = partial(cpu_seconds, triton.pid)
+            yield Target(url, spent, stats, model=f"{model}_text")
 
 
 @contextmanager
@@ -132,21 +188,23 @@ def _at_url(url: str, scenario: Scenario) -> Iterator[Target]:
         return
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if scenario.requests == "oip-grpc":
+        address = f"{parts.hostname}:{parts.port or 8001}"
         _check_port(parts.hostname or "", parts.port or 8001, url)
-        yield Target(f"{parts.hostname}:{parts.port or 8001}", lambda: math.nan)
+        yield Target(address, lambda: math.nan, model=_model_name(scenario))
         return
     base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     oip = scenario.requests == "oip-http"
     check_http(base, "/v2/health/ready" if oip else "/ready", scenario.headers)
     if oip:
-        yield Target(base, lambda: math.nan)
+        yield Target(base, lambda: math.nan, model=_model_name(scenario))
         return
 
     def stats() -> dict[str, Any]:
         content: dict[str, Any] = json.loads(request(base, "/stats", headers=scenario.headers)[1])
         return content
 
-    yield Target(base, lambda: math.nan, stats, base)
+    ask_url = None if scenario.requests == "ready" else base
+    yield Target(base, lambda: math.nan, stats, ask_url)
 
 
 def check_http(base: str, path: str, headers: Mapping[str, str]) -> None:
@@ -202,8 +260,10 @@ def _bridge(address: str) -> Iterator[int]:
         yield port
 
 
-def model_name(scenario: Scenario) -> str:
-    """Of the Open Inference Protocol: as given, or the family's."""
+def _model_name(scenario: Scenario) -> str:
+    """Of the Open Inference Protocol: as given, or the family's; "" for other requests."""
+    if not scenario.requests.startswith("oip"):
+        return ""
     if scenario.model is not None:
         return scenario.model
     from muxserve.models.family import read_spec, resolve
