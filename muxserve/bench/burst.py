@@ -1,4 +1,4 @@
-"""A burst of requests at given times, whatever the server does, and what it did meanwhile.
+"""A burst of requests at given times, and what the server did meanwhile.
 
 Arrivals are Poisson and latency counts from the arrival, so that a slow server cannot slow its own
 test (coordinated omission).

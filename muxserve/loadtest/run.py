@@ -1,7 +1,7 @@
-"""A scenario from its first server to its last: out comes everything that the report shows.
+"""Run a scenario server by server, and collect everything that the report shows.
 
-What was measured before a server died, or before Ctrl-C, stays in the report, and the report says
-what is missing.
+Whatever was measured before a server died, or before Ctrl-C, stays in the report, and the report
+says what is missing.
 """
 
 import math
@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from muxserve.loadtest.generator.generator import GeneratorFailed
 from muxserve.loadtest.generator.load_spec import Job
+from muxserve.loadtest.generator.locust_process import GeneratorFailed
 from muxserve.loadtest.one_load import run_load
 from muxserve.loadtest.report.verdict import verdict
 from muxserve.loadtest.scenario.scenario import RANDOM_BASE, Scenario, ServerSpec
@@ -31,7 +31,7 @@ _ALONE_LIMIT_S = 30.0
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: seconds of load that are over, and what goes on."""
+    """How far a run is: seconds of load done, and what it does now."""
 
     done_s: float
     total_s: float

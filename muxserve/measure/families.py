@@ -1,4 +1,4 @@
-"""A family with random weights, for timing only: the size of BERT base, the paper's parts."""
+"""A family with random weights, for timing only: the size of BERT base, with the paper's parts."""
 
 from pathlib import Path
 

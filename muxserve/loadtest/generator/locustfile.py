@@ -2,7 +2,7 @@
 
     locust -f loadtests/locustfile.py OneText --host http://127.0.0.1:8000
 
-It is imported by Locust alone, which replaces Python's sockets by gevent's.
+Only Locust imports it, because Locust replaces Python's sockets with gevent's.
 """
 
 from pathlib import Path

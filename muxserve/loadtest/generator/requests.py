@@ -65,11 +65,13 @@ class PredictSpeaker:
     def __init__(
         self, url: str, path: str, headers: dict[str, str], timeout_s: float, *, single: bool
     ) -> None:
-        """Args:
-        url, path: of the route.
-        headers: more of them.
-        timeout_s: of connections.
-        single: each request has one text, given as a text and not as a list.
+        """Prepare for one route.
+
+        Args:
+            url, path: of the route.
+            headers: more of them.
+            timeout_s: of connections.
+            single: each request has one text, given as a text and not as a list.
         """
         self.name = path
         self._path = path

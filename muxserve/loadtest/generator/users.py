@@ -1,4 +1,4 @@
-"""Locust users. Each is a source of requests and not a person: it never waits for an answer.
+"""Locust users. Each is a source of requests, not a person: it never waits for an answer.
 
 A user draws Poisson arrivals and sends each request when it is due, however many are under way, and
 a request's latency counts from then. So a slow server cannot slow its own test, and no wait is

@@ -1,4 +1,4 @@
-"""From what was counted to figures: a tally and looks at the server in, a row of the report out.
+"""Figures of one load: a tally and looks at the server in, a row of the report out.
 
 Latency figures are of requests that were due after the warm-up and were answered; throughput is of
 answers that came in the same time, whenever they were due.

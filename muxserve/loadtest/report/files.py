@@ -92,7 +92,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report from its folder or its JSON file.
 
     Raises:
-        InvalidInput: it cannot be read or is none.
+        InvalidInput: it cannot be read, or is no report.
     """
     file = path / JSON_NAME if path.is_dir() else path
     try:

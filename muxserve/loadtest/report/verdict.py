@@ -93,7 +93,7 @@ def _served(load: Mapping[str, Any]) -> str:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """The report in a few sentences; begins with what went wrong, if anything did."""
+    """The report in a few sentences, beginning with whatever went wrong."""
     sentences = []
     if report["status"] != "complete":
         sentences.append(f"Not a whole measurement: {'; '.join(report['problems'])}.")
@@ -142,5 +142,5 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 #: Poisson arrivals of the same seed differ by less; another load differs by more.
 _SAME_RATE = 0.02
-#: A generator that sends later than this, for one request in a hundred, adds to what it measures.
+#: A generator that sends one request in a hundred later than this adds to what it measures.
 LATE_MS = 20.0

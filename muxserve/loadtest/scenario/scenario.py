@@ -1,7 +1,6 @@
 """A scenario: which servers, which texts, which load. YAML in, a checked value out.
 
-A mistake in a file is one sentence that names the file, the field, what stands there and what was
-expected.
+An error is one sentence with the file, the field, what it holds and what was expected.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""muxserve as its users start it, in processes of its own, to be measured from outside."""
+"""Start muxserve as its users do, in processes of its own."""
 
 import http.client
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muxserve.loadtest.servers.http import request
+from muxserve.loadtest.servers.http_request import request
 from muxserve.loadtest.servers.process import HOST, cpu_seconds, free_port, running_process
 
 

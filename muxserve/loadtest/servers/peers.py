@@ -1,7 +1,7 @@
-"""Other servers of the same plain model, each in an environment of its own, to be measured beside.
+"""Other servers of the same plain model, to compare with; each has an environment of its own.
 
-In comes a Hugging Face folder, out comes a server on a port that has classified a text already. A
-peer runs as its own documents advise; nothing here slows one down or favours another.
+A peer starts from a Hugging Face folder and has classified a text before it is measured. It runs
+as its own documentation advises; nothing here slows one down or favours another.
 """
 
 import http.client
@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from muxserve.loadtest.servers.http import request
+from muxserve.loadtest.servers.http_request import request
 from muxserve.loadtest.servers.plain_model import LABELS
 from muxserve.loadtest.servers.process import HOST, ProcessFailed, cpu_seconds, running_process
 
@@ -36,7 +36,7 @@ class PeerFailed(ProcessFailed):
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start command is made of; the arguments of ``running``."""
+    """What a start command is made of."""
 
     python: Path
     model: Path

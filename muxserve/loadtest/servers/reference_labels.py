@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import orjson
 
 from muxserve.loadtest.scenario.texts import Text
-from muxserve.loadtest.servers.http import request
+from muxserve.loadtest.servers.http_request import request
 
 _TEXTS_PER_REQUEST = 64
 

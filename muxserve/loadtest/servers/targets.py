@@ -1,7 +1,6 @@
 """The servers of a scenario: started here one after the other, or looked for at a URL.
 
-Out comes something that answers. A server that does not is an error with a sentence that says what
-was tried and what to do.
+A server that does not answer is an error that says what was tried and what to do.
 """
 
 import http.client
@@ -21,7 +20,7 @@ from urllib.parse import urlsplit
 from muxserve.errors import InvalidInput
 from muxserve.extras import require
 from muxserve.loadtest.scenario.scenario import PeerName, Scenario, ServerSpec
-from muxserve.loadtest.servers.http import request
+from muxserve.loadtest.servers.http_request import request
 from muxserve.loadtest.servers.muxserve import running_muxserve
 from muxserve.loadtest.servers.process import (
     HOST,

@@ -40,14 +40,16 @@ class Look:
 
 
 class Watch:
-    """Looks every second until the block ends, on a thread of its own."""
+    """Looks at a server every second until the block ends, on a thread of its own."""
 
     def __init__(
         self, cpu_seconds: Callable[[], float], stats: Callable[[], dict[str, Any]] | None
     ) -> None:
-        """Args:
-        cpu_seconds: of the server until now.
-        stats: what its ``/stats`` answers; None where it has none.
+        """Watch a server.
+
+        Args:
+            cpu_seconds: of the server until now.
+            stats: what its ``/stats`` answers; None where it has none.
         """
         self.looks: list[Look] = []
         self._cpu_seconds, self._stats = cpu_seconds, stats
