@@ -25,7 +25,9 @@ from typing import Any
 
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process, open_loop
 from muxserve.engine.config import available_cores
-from muxserve.loadtest.servers.muxserve import HOST, RunningServer, running_muxserve
+from muxserve.loadtest.scenario.shapes import Constant, arrivals_s
+from muxserve.loadtest.servers.muxserve import RunningServer, running_muxserve
+from muxserve.loadtest.servers.process import HOST
 from muxserve.measure.machine import describe
 from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
@@ -82,9 +84,8 @@ def measure_quiet(
     server: RunningServer, texts: Sequence[str], seconds: float, rate: float
 ) -> dict[str, Any]:
     """What the quiet client sees."""
-    chance, arrivals, now_s = random.Random(0), [], 0.0
-    while (now_s := now_s + chance.expovariate(rate)) < seconds:
-        arrivals.append(now_s)
+    shape = Constant(shape="constant", rate_per_s=rate, seconds=seconds)
+    arrivals = list(arrivals_s(shape, 1.0, random.Random(0)))
     load = partial(open_loop, HOST, server.port, texts, arrivals, source=QUIET)
     result = in_own_process(load, seconds + 120)
     return figures(result)

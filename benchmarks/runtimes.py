@@ -53,8 +53,7 @@ def main() -> None:
         for size in args.sizes or ["shipped", "base"]:
             path = resolve("sentiment")
             if size == "base":
-                tokenizer = Family.load("sentiment", []).tokenizer
-                path = write_random_family(Path(folder) / "base", tokenizer)
+                path = write_random_family(Path(folder) / "base")
             rows += measure(size, path, args)
     report = {"machine": {**describe(), "threads": str(args.threads)}, "rows": rows}
     if args.out:

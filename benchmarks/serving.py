@@ -14,44 +14,31 @@ forward beside a lone client runs in the runtime that is served. Every figure in
 import argparse
 import json
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from offline import TEXTS, WIDTHS, ceiling, tell
 from transformers.utils import logging
 
-from muxserve.bench.burst import Burst, measure_burst
+from muxserve.bench.burst import measure_burst
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
 from muxserve.bench.serving_report import as_markdown, plot, summary
 from muxserve.engine.config import available_cores
-from muxserve.engine.forward import load_to_serve, make_executor
-from muxserve.engine.tokens import TextEncoder
-from muxserve.loadtest.servers.muxserve import (
-    HOST,
-    RunningServer,
-    free_port,
-    running_muxserve,
-    stages_ms,
-)
+from muxserve.loadtest.scenario.shapes import Burst
+from muxserve.loadtest.servers.muxserve import RunningServer, running_muxserve
 from muxserve.loadtest.servers.peers import PEERS, PeerFailed, environment, running
-from muxserve.loadtest.servers.plain_model import write_plain_model
+from muxserve.loadtest.servers.plain_model import write_plain_model_like
+from muxserve.loadtest.servers.process import HOST, free_port
+from muxserve.loadtest.servers.watch import Look, stages_ms
 from muxserve.measure.families import write_random_family
 from muxserve.measure.machine import describe
-from muxserve.measure.offline import offline_rate
 from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family, resolve
 from muxserve.models.precision import fastest_dtype
-from muxserve.serving.config import ServeConfig
 
-TEXTS = 2000
-#: Texts of the offline loop; all 2,000 of the base size take minutes at N=1.
-OFFLINE_TEXTS = {"base": 400, "shipped": TEXTS}
-WIDTHS = (1, 2, 5, 10)
 #: Other ways of serving the shipped family, each beside ``--settings`` at N=1 and at the widest N:
 #: name, what stands before the ingress (None: ``--proxy``), settings, environment.
 VARIANTS: tuple[tuple[str, str | None, list[str], dict[str, str]], ...] = (
@@ -124,34 +111,14 @@ def parse() -> argparse.Namespace:
 
 def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The ceiling, our server at every N, and the peers, for one size of network."""
-    path = resolve("sentiment")
-    if name == "base":
-        tokenizer = Family.load("sentiment", []).tokenizer
-        path = write_random_family(folder / "base", tokenizer)
-    family = load_to_serve(path)
-    texts = generated_texts(family.tokenizer, TEXTS)
-    rows = [t.ids for t in TextEncoder(family.tokenizer, family.spec.max_length).encode(texts)]
-    offline = {}
-    for n in WIDTHS:
-        rate = offline_rate(
-            family,
-            n,
-            rows[: OFFLINE_TEXTS[name]],
-            threads=available_cores(),
-            passes=1,
-            on_progress=lambda what: tell(f"{name}: offline, {what}"),
-        )
-        offline[str(n)] = vars(rate)
+    path = write_random_family(folder / "base") if name == "base" else resolve("sentiment")
+    texts = generated_texts(Family.load(path, []).tokenizer, TEXTS)
     result: dict[str, Any] = {
-        "mean_tokens": float(np.mean([len(row) for row in rows])),
-        "dtype": str(family.models[1].dtype).removeprefix("torch."),
-        "offline": offline,
-        "bare_forward_p50_ms": bare_forward_ms(path, options.settings, rows[:200]),
+        **ceiling(name, path, options.settings),
         "ours": {},
         "variants": {},
         "peers": {},
     }
-    del family
     for n in [*WIDTHS, None]:
         key = "elastic" if n is None else str(n)
         settings = [*options.settings, f"replicas.num_cpus={available_cores()}"]
@@ -178,7 +145,7 @@ def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict
         alone = at(result["ours"]["1"], max(options.clients))
         result["burst"] = measure_bursts(name, path, alone["texts_per_s"], options)
     if options.peers:
-        plain = plain_model(name, path, folder)
+        plain = write_plain_model_like(folder / f"plain-{name}", path)
         for peer_name in PEERS:
             result["peers"][peer_name] = measure_peer(peer_name, plain, name, texts, options)
     return result
@@ -201,27 +168,6 @@ def measure_variant(
     except RuntimeError as error:
         tell(str(error))
         return {"failed": str(error).splitlines()[-1][:200]}
-
-
-def bare_forward_ms(path: Path, settings: Sequence[str], rows: Sequence[np.ndarray]) -> float:
-    """Median milliseconds of a forward of one text at N=1, in the runtime and number format that
-    are served, as the engine runs a text that is alone: on every core."""
-    values = dict(setting.split("=", 1) for setting in settings)
-    config = ServeConfig.model_validate({"family": str(path), **values}).engine
-    threads = config.torch_threads or available_cores()
-    family = load_to_serve(path, config.dtype, [1], runtime=config.runtime)
-    executor = make_executor(
-        family, config.runtime, threads=threads, in_flight=config.forwards_in_flight
-    )
-    executor.prepare()
-    for row in rows[:3]:  # the first ones start threads
-        executor.run(1, [row], alone=True)
-    seconds = []
-    for row in rows:
-        started = time.perf_counter()
-        executor.run(1, [row], alone=True)
-        seconds.append(time.perf_counter() - started)
-    return 1000 * float(np.median(seconds))
 
 
 def loads(
@@ -250,7 +196,7 @@ def loads(
         result = in_own_process(load, options.seconds + 120)
         measured.append(figures(result, clients, server.cpu_seconds() - before))
         if stages is not None:
-            measured[-1]["stages_ms"] = stages_ms(stages, server.stats())
+            measured[-1]["stages_ms"] = stages_ms(Look.of(stages), Look.of(server.stats()))
     return measured
 
 
@@ -282,21 +228,6 @@ def lone(
     return {"p50_ms": text.quantile_ms(0.5), "no_op_p50_ms": nothing.quantile_ms(0.5)}
 
 
-def plain_model(name: str, family: Path, folder: Path) -> Path:
-    """A plain BERT of the family's size, for the peers."""
-    config = Family.load(family, [1]).models[1].config
-    return write_plain_model(
-        folder / f"plain-{name}",
-        family / "tokenizer.json",
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        intermediate=config.intermediate_size,
-        vocab=config.vocab_size,
-        max_length=config.max_position_embeddings,
-    )
-
-
 def measure_peer(
     name: str, model: Path, size: str, texts: Sequence[str], options: argparse.Namespace
 ) -> Any:
@@ -321,12 +252,19 @@ def measure_bursts(
     spec = Family.load(path, []).spec
     quality = {m.num_instances: m.quality.value for m in spec.members if m.quality}
     shape = Burst(
-        steady_per_s=0.5 * alone_per_s,
+        shape="burst",
+        rate_per_s=0.5 * alone_per_s,
         factor=10.0,
         steady_s=options.burst_seconds / 2,
         burst_s=options.burst_seconds,
     )
-    result: dict[str, Any] = {"target_ms": options.target_ms, "shape": vars(shape)}
+    result: dict[str, Any] = {
+        "target_ms": options.target_ms,
+        "shape": {
+            "steady_per_s": shape.rate_per_s,
+            **shape.model_dump(include={"factor", "steady_s", "burst_s"}),
+        },
+    }
     for key, pinned in (("elastic", None), ("fixed1", 1)):
         settings = [
             *options.settings,
@@ -356,11 +294,6 @@ def save(report: dict[str, Any], file: Path | None) -> None:
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(report, indent=1) + "\n")
     temporary.replace(file)
-
-
-def tell(what: str) -> None:
-    """Progress on standard error."""
-    print(f"... {what}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process, text_body
 from muxserve.engine.config import available_cores
 from muxserve.errors import MuxserveError
-from muxserve.loadtest.servers.muxserve import HOST, running_muxserve
+from muxserve.loadtest.servers.muxserve import running_muxserve
+from muxserve.loadtest.servers.process import HOST
 from muxserve.loadtest.servers.triton import TritonFailed, TritonServer
 from muxserve.measure.machine import describe
 from muxserve.measure.texts import generated_texts

@@ -6,8 +6,8 @@
     locust -f loadtests/locustfile.py OneText --worker
 
 Each user is a Poisson source of ``--rate-per-user`` requests per second (1 by default), so the
-number of users is the offered rate. Other users: ManyTexts, MixedLengths, Words, OipHttp, OipGrpc,
-Handle.
+number of users is the offered rate. Other users: ManyTexts, MixedLengths, Words, Ready, OipHttp,
+OipGrpc, Handle.
 """
 
 from muxserve.loadtest.generator.locustfile import *  # noqa: F403

@@ -22,7 +22,7 @@ ALLOWED = {
     "planning": {"errors", "models", "engine"},
     "measure": {"errors", "models", "engine"},
     "bench": {"errors", "models", "engine", "measure", "loadtest"},
-    "loadtest": {"errors", "extras", "models", "engine", "measure", "planning"},
+    "loadtest": {"errors", "extras", "models", "engine", "triton", "measure", "planning"},
 }
 #: What each room of ``serving`` may import of the others: folders, and modules that stand alone.
 #: Every other module is ``core``.

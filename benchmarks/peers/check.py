@@ -11,7 +11,6 @@ much else on the machine, to compare servers by.
 import argparse
 import asyncio
 import signal
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -20,14 +19,9 @@ from tokenizers import Tokenizer
 
 from muxserve.bench.closed_loop import closed_loop
 from muxserve.engine.config import available_cores
-from muxserve.loadtest.servers.peers import (
-    PEERS,
-    Peer,
-    PeerFailed,
-    environment,
-    running,
-    write_plain_model,
-)
+from muxserve.loadtest.servers.peers import PEERS, Peer, PeerFailed, environment, running
+from muxserve.loadtest.servers.plain_model import write_plain_model
+from muxserve.loadtest.servers.process import free_port
 from muxserve.measure.texts import generated_texts
 from muxserve.models.family import resolve
 
@@ -108,14 +102,6 @@ def check(peer: Peer, model: Path, options: argparse.Namespace) -> str:
         f"| {peer.name} | {scores} | {result.texts_per_s:.0f} | {result.quantile_ms(0.5):.0f} "
         f"| {1000 * spent * share / max(1, answered):.2f} | {errors} |"
     )
-
-
-def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A burst of requests at given times, whatever the server does, and what it did meanwhile.
+"""A burst of requests at given times, and what the server did meanwhile.
 
 Arrivals are Poisson and latency counts from the arrival, so that a slow server cannot slow its own
 test (coordinated omission).
@@ -8,51 +8,19 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from muxserve.bench.closed_loop import LoadResult, in_own_process, open_loop
-from muxserve.loadtest.servers.muxserve import HOST, RunningServer
+from muxserve.loadtest.scenario.shapes import Burst, arrivals_s
+from muxserve.loadtest.servers.muxserve import RunningServer
+from muxserve.loadtest.servers.process import HOST
 from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 #: Seconds of each stretch of the timeline.
 STRETCH_S = 1.0
-
-
-@dataclass(frozen=True)
-class Burst:
-    """Steady load, a multiple of it, and steady load again.
-
-    Attributes:
-        steady_per_s: texts per second before and after.
-        factor: of the burst over that.
-        steady_s: seconds before, and seconds after.
-        burst_s: seconds of the burst.
-    """
-
-    steady_per_s: float
-    factor: float
-    steady_s: float
-    burst_s: float
-
-    def arrivals_s(self, seed: int = 0) -> list[float]:
-        """Poisson arrival times."""
-        rng = random.Random(seed)
-        arrivals: list[float] = []
-        start = 0.0
-        for seconds, rate in (
-            (self.steady_s, self.steady_per_s),
-            (self.burst_s, self.factor * self.steady_per_s),
-            (self.steady_s, self.steady_per_s),
-        ):
-            now = start
-            while (now := now + rng.expovariate(rate)) < start + seconds:
-                arrivals.append(now)
-            start += seconds
-        return arrivals
 
 
 def measure_burst(
@@ -62,10 +30,10 @@ def measure_burst(
 
     Args:
         server: one that is ready.
-        shape: of the burst.
+        shape: of the burst, with its rate.
         quality: measured quality of each N, for the price of the answers.
     """
-    arrivals = shape.arrivals_s()
+    arrivals = list(arrivals_s(shape, 1.0, random.Random(0)))
     texts = generated_texts(Family.load("sentiment", []).tokenizer, 8000)
     polled: list[tuple[float, dict[str, Any]]] = []
     done = threading.Event()

@@ -1,10 +1,145 @@
-"""What ``benchmarks/serving.py`` measured, as a flat summary, as tables and as a figure."""
+"""The serving benchmark as a flat summary, as tables and as a figure.
 
+    python -m muxserve.bench.serving_report --offline offline.json \\
+        --shipped loadtest-serving --base loadtest-serving-base --out serving.json
+
+``benchmarks/serving.py`` measures all of it in one run. The command above takes the same from load
+tests (``serving.yaml``, ``serving-base.yaml``) and the ceiling (``benchmarks/offline.py``), and
+prints the tables.
+"""
+
+import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from muxserve.loadtest.report.files import read_report
+
 WIDTHS = ("1", "2", "5", "10")
+
+
+def main() -> None:
+    """Load tests and the ceiling in, tables out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--offline", type=Path, required=True, help="from benchmarks/offline.py")
+    parser.add_argument("--shipped", type=Path, required=True, help="report of serving.yaml")
+    parser.add_argument("--base", type=Path, help="report of serving-base.yaml")
+    parser.add_argument("--out", type=Path, help="write the figures and their summary as JSON")
+    parser.add_argument("--plot", type=Path, help="draw them (.svg, .png)")
+    options = parser.parse_args()
+    folders = {"shipped": options.shipped, "base": options.base}
+    reports = {name: read_report(folder) for name, folder in folders.items() if folder}
+    report = from_load_tests(reports, json.loads(options.offline.read_text()))
+    report["summary"] = summary(report)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        plot(report, options.plot)
+    print(as_markdown(report))  # noqa: T201
+
+
+def from_load_tests(
+    reports: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the functions below take.
+
+    Args:
+        reports: of each family's load test.
+        ceiling: what ``benchmarks/offline.py`` measured.
+    """
+    first = next(iter(reports.values()))
+    families = {
+        name: {**ceiling["families"][name], **_measured(one)} for name, one in reports.items()
+    }
+    return {
+        "machine": first["environment"],
+        "clients": sorted({one["clients"] for one in families["shipped"]["ours"]["1"]}),
+        "settings": first["scenario"]["settings"],
+        "proxy": first["scenario"]["proxy"],
+        "families": families,
+    }
+
+
+def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """One family: each server's figures at the place that its part of the scenario gives it."""
+    found: dict[str, Any] = {"ours": {}, "variants": {}, "peers": {}, "lone": {}}
+    bursts: dict[str, Any] = {}
+    for server in report["servers"]:
+        spec, loads = server["spec"], server["loads"]
+        n = spec["num_instances"]
+        shapes = spec["load"] or report["scenario"]["load"]
+        if spec["peer"]:
+            found["peers"][spec["peer"]] = _rows(server)
+        elif shapes[0]["shape"] == "burst" and loads:
+            bursts["elastic" if n is None else f"fixed{n}"] = _burst(loads[0], report)
+            bursts["shape"] = {
+                "steady_per_s": loads[0]["shape"]["rate_per_s"],
+                **{key: loads[0]["shape"][key] for key in ("factor", "steady_s", "burst_s")},
+            }
+            settings = dict(one.split("=", 1) for one in spec["settings"])
+            bursts["target_ms"] = float(settings["engine.latency_target_ms"])
+        elif shapes[0].get("clients") == 1 and loads:
+            name = "no_op_p50_ms" if spec["requests"] == "ready" else "p50_ms"
+            found["lone"][name] = loads[0]["p50_ms"]
+        elif spec["load"]:
+            found["variants"][server["name"]] = _rows(server)
+        else:
+            found["ours"]["elastic" if n is None else str(n)] = _rows(server)
+    return {**found, **({"burst": bursts} if bursts else {})}
+
+
+def _rows(server: Mapping[str, Any]) -> list[dict[str, Any]] | dict[str, str]:
+    """Figures at each number of clients; a server that does not start is said, not hidden."""
+    if not server["loads"]:
+        return {"failed": server["failed"].strip().splitlines()[-1][:200]}
+    return [
+        {
+            "clients": one["shape"]["clients"],
+            "texts_per_s": one["texts_per_s"],
+            "p50_ms": one["p50_ms"],
+            "p99_ms": one["p99_ms"],
+            "errors": sum(one["errors"].values()),
+            "mean_num_instances": one["mean_num_instances"],
+            "server_cpu_ms_per_text": one["server_cpu_s_per_1000_texts"],
+            "client_cpu_ms_per_text": one["generator_cpu_s_per_1000_texts"],
+            "stages_ms": one["stages_ms"],
+        }
+        for one in server["loads"]
+    ]
+
+
+def _burst(load: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    quality: Mapping[str, float] = report["measured_quality"]
+
+    def price(served: float | None) -> float | None:
+        """How far the mean quality of what served is below N=1's."""
+        return quality["1"] - served if served is not None and "1" in quality else None
+
+    return {
+        "requests": load["requests"],
+        "shed": sum(load["errors"].values()),
+        "p50_ms": load["p50_ms"],
+        "p99_ms": load["p99_ms"],
+        "mean_num_instances": load["mean_num_instances"],
+        "accuracy_price": price(load["measured_quality"]),
+        "timeline": [
+            {
+                "from_s": one["at_s"],
+                "texts_per_s": one["due_per_s"],
+                "p50_ms": one["p50_ms"],
+                "p99_ms": one["p99_ms"],
+                "mean_num_instances": one["mean_num_instances"],
+                "accuracy_price": price(one["measured_quality"]),
+            }
+            for one in load["timeline"]
+        ],
+        "occupancy": [
+            {"at_s": one["at_s"], "occupancy": one["occupancy"]} for one in load["timeline"]
+        ],
+    }
 
 
 def summary(report: Mapping[str, Any]) -> dict[str, float | None]:
@@ -245,3 +380,7 @@ def _at(loads: Sequence[Mapping[str, Any]], clients: int) -> Mapping[str, Any]:
 
 def _ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     return float(one["texts_per_s"] / other["texts_per_s"])
+
+
+if __name__ == "__main__":
+    main()

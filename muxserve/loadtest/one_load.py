@@ -1,6 +1,6 @@
 """One load on one server: the generator and the watch side by side, and a row however it ends.
 
-What was counted before a server died, Locust ended or somebody stopped it is in the row.
+The row has everything that was counted before a server died, Locust ended or somebody stopped it.
 """
 
 import time
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from muxserve.loadtest.generator.generator import Generator, GeneratorFailed
 from muxserve.loadtest.generator.load_spec import Job
+from muxserve.loadtest.generator.locust_process import Generator, GeneratorFailed
 from muxserve.loadtest.generator.tally import OK, Tally, quantile_s
 from muxserve.loadtest.report.figures import figures
 from muxserve.loadtest.servers.targets import Target, TargetFailed
@@ -44,7 +44,7 @@ def run_load(
         workers: of Locust.
         web_port: of Locust's web UI.
         quality: measured quality of each N.
-        tell: called twice a second with how it goes, and the seconds since the start.
+        tell: called twice a second with a line of progress, and the seconds since the start.
 
     Returns:
         The figures, None where nothing was sent; and what cut it short, if anything did: a

@@ -1,4 +1,4 @@
-"""A family with random weights, for timing only: the size of BERT base, the paper's parts."""
+"""A family with random weights, for timing only: the size of BERT base, with the paper's parts."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ import torch
 from tokenizers import Tokenizer
 
 from muxserve.models import MuxBertConfig, MuxBertForSequenceClassification
-from muxserve.models.family import FamilySpec, Member, write_spec
+from muxserve.models.family import Family, FamilySpec, Member, write_spec
 
 
 def write_random_family(
     folder: Path,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None = None,
     *,
     widths: tuple[int, ...] = (1, 2, 5, 10),
     max_length: int = 128,
@@ -21,9 +21,17 @@ def write_random_family(
 
     N=1 runs the plain backbone, so that a gain is measured against the plain model.
 
+    Args:
+        folder: made if need be.
+        tokenizer: by default that of the shipped sentiment family.
+        widths: every N.
+        max_length: most tokens of a text; longer ones are cut.
+        seed: of the weights.
+
     Returns:
         The folder, for convenience.
     """
+    tokenizer = tokenizer or Family.load("sentiment", []).tokenizer
     torch.manual_seed(seed)
     config = MuxBertConfig(
         vocab_size=tokenizer.get_vocab_size(),

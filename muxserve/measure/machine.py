@@ -1,4 +1,4 @@
-"""What was measured on: written beside every figure."""
+"""The machine and the versions that a figure was measured with."""
 
 import os
 import platform

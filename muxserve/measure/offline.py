@@ -1,4 +1,4 @@
-"""The ceiling: plain loops of forwards over length-sorted texts, nothing else running."""
+"""The ceiling of serving: plain loops of forwards over texts sorted by length."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

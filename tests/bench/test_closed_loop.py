@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from muxserve.bench.burst import Burst, _timeline
+from muxserve.bench.burst import _timeline
 from muxserve.bench.closed_loop import LoadResult, _note, closed_loop, in_own_process, open_loop
 
 DELAY_S = 0.05
@@ -116,11 +116,3 @@ def test_a_server_that_is_not_there_is_counted_as_status_zero():
 def test_a_load_runs_in_a_process_of_its_own():
     result = in_own_process(partial(open_loop, "127.0.0.1", 1, TEXTS, [0.0, 0.01]), 60)
     assert result.statuses == {0: 2}
-
-
-def test_a_burst_has_its_rates():
-    arrivals = Burst(steady_per_s=50, factor=10, steady_s=20, burst_s=10).arrivals_s()
-    assert arrivals == sorted(arrivals)
-    during = [at for at in arrivals if 20 <= at < 30]
-    assert len(during) == pytest.approx(5000, rel=0.05)
-    assert len(arrivals) - len(during) == pytest.approx(2000, rel=0.08)

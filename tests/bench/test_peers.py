@@ -11,16 +11,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from muxserve.loadtest.servers import peers
-from muxserve.loadtest.servers.muxserve import free_port
-from muxserve.loadtest.servers.peers import (
-    LABELS,
-    PEERS,
-    Launch,
-    PeerFailed,
-    environment,
-    running,
-    write_plain_model,
-)
+from muxserve.loadtest.servers.peers import PEERS, Launch, PeerFailed, environment, running
+from muxserve.loadtest.servers.plain_model import LABELS, write_plain_model
+from muxserve.loadtest.servers.process import free_port
 from tests.conftest import tiny_tokenizer
 
 TEXT = 'He said "très bon"\nand left \N{SLIGHTLY SMILING FACE}'

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from muxserve.loadtest.scenario.scenario import (
-    Scenario,
-    ServerSpec,
-    TextsSpec,
-    read_scenario,
-    shapes,
-)
+from muxserve.loadtest.scenario import shapes
+from muxserve.loadtest.scenario.scenario import Scenario, ServerSpec, TextsSpec, read_scenario
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "loadtests.md").read_text()

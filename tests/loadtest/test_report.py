@@ -31,7 +31,8 @@ def load(rate, **changes):
         "max_ms": 10.0, "generator_late_p99_ms": 0.1, "texts_by_num_instances": {"1": 2 * rate},
         "mean_num_instances": 1.0, "accuracy": 0.8, "agreement_with_n1": 1.0,
         "measured_quality": 0.85, "generator_cpu_s_per_1000_texts": 0.1,
-        "server_cpu_s_per_1000_texts": 2.0, "occupancy": 0.9,
+        "server_cpu_s_per_1000_texts": 2.0, "occupancy": 0.9, "texts_per_forward": 8.0,
+        "stages_ms": {"ingress": 0.1, "forward": 23.4},
         "timeline": [point, {**point, "at_s": 1, "p99_ms": None}], **changes,
     }  # fmt: skip
 
@@ -218,6 +219,19 @@ def test_the_gain_of_a_search_is_in_texts(report):
             load(rate, shape={"shape": "search"}, highest_rate_per_s=rate / 16, steps=[])
         ]
     assert gains(report) == {"N=1": 1.0, "N=5": 3.0, "elastic": 2.0}
+
+
+def test_servers_with_loads_of_their_own_stand_beside_the_same_load_and_are_no_gain(report):
+    most = {"shape": "saturate", "clients": 64, "seconds": 2.0, "warm_up_s": 0.0}
+    for server in report["servers"]:
+        server["loads"].append(load(400, shape=most))
+    variant = {"name": "variant", "loads": [load(200, shape=most)]}
+    lone = {"name": "lone", "loads": [load(5, shape={**most, "clients": 1}, stages_ms=None)]}
+    report["servers"] += [variant, lone]
+    assert gains(report) == {"N=1": 1.0, "N=5": 1.0, "elastic": 1.0, "variant": 0.5}
+    sections = page(report).split("<section>")[1:]
+    assert [one.count("<td>variant</td>") for one in sections] == [0, 2, 0]
+    assert [one.count("<td>lone</td>") for one in sections] == [0, 0, 1]
 
 
 def test_two_reports_beside_each_other(report, tmp_path):

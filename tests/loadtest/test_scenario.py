@@ -44,6 +44,18 @@ def test_the_shipped_scenarios_are_whole(file):
         (GOOD + "texts: {source: file}", "texts: source 'file' and the field 'file'"),
         (GOOD + "texts: {words: [9, 3]}", "words are [fewest, most], got [9, 3]"),
         (GOOD + "requests: soap", "requests: "),
+        (
+            GOOD.replace("{name: a}", "{name: a, load: [{shape: constant, rate: 5}]}"),
+            "servers[0].load[0].rate: no such field; known are warm_up_s",
+        ),
+        (
+            GOOD.replace("{name: a}", "{name: a, peer: mosec, requests: tokens}"),
+            "peers take one text per request",
+        ),
+        (
+            GOOD.replace("{name: a}", "{name: a, triton: alone, settings: [x=1]}"),
+            "Triton alone takes no replicas, settings",
+        ),
     ],
 )
 def test_a_mistake_names_file_field_and_expectation(tmp_path, content, message):
@@ -99,6 +111,31 @@ def test_a_scenario_is_varied_from_the_command_line(tmp_path):
     assert [one.url for one in scenario.servers] == ["http://127.0.0.1:1"]
     assert scenario.load[0].duration_s == pytest.approx(3)
     assert scenario.load[0].warm_up_s == pytest.approx(0.2)
+
+
+def test_a_server_may_have_its_own_load_and_kind_of_request(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: x\nload: [{shape: saturate, seconds: 10}]\nservers:\n"
+        "  - {name: a}\n"
+        "  - {name: b, requests: ready, proxy: haproxy}\n"
+        "  - {name: c, load: [{shape: burst, of_baseline: 2, steady_s: 3, burst_s: 4}]}\n"
+    )
+    scenario = read_scenario(file)
+    shared, ready, burst = (scenario.seen_by(one) for one in scenario.servers)
+    assert (shared.requests, shared.proxy) == ("text", "none")
+    assert (ready.requests, ready.proxy, ready.load) == ("ready", "haproxy", shared.load)
+    assert (burst.requests, burst.load[0].shape) == ("text", "burst")
+    assert scenario.load_s == 10 + 10 + 10
+    assert lengthened(scenario, 0.5).load_s == 15
+
+
+def test_a_share_of_the_baseline_needs_the_first_servers_rate(tmp_path):
+    file = tmp_path / "mine.yaml"
+    share = "[{shape: constant, of_baseline: 1}]"
+    file.write_text(f"{GOOD.replace('{name: a}', '{name: a}, {name: b, load: ' + share + '}')}")
+    with pytest.raises(ScenarioError, match="need a load 'saturate' before them"):
+        read_scenario(file)
 
 
 def test_a_key_comes_from_a_file(tmp_path):

@@ -38,6 +38,23 @@ def test_a_kind_of_request_is_answered_and_judged(tmp_path, kind, texts, more):
     assert 0.3 < one["accuracy"] < 0.7
 
 
+def test_a_server_is_asked_for_nothing_beside_one_that_classifies(tmp_path):
+    with fake() as server:
+        alone = {"shape": "saturate", "clients": 1, "seconds": 3, "warm_up_s": 0}
+        servers = [
+            {"name": "texts", "url": server.url},
+            {"name": "empty", "url": server.url, "requests": "ready", "load": [alone]},
+        ]
+        scenario = write_scenario(tmp_path, server.url, LOAD, servers=servers)
+        code, _, errors = run(scenario, tmp_path / "out")
+        counts = server.counts()
+    assert code == 0, errors
+    texts, empty = (one["loads"][0] for one in report_of(tmp_path / "out")["servers"])
+    assert texts["answered"] == counts["200"]
+    assert empty["answered"] > 100
+    assert (empty["errors"], empty["accuracy"], empty["mean_num_instances"]) == ({}, None, None)
+
+
 def test_words_are_judged_one_by_one(tmp_path):
     (tmp_path / "words.jsonl").write_text(
         '{"tokens": ["words", "run"], "tags": ["NOUN", "VERB"]}\n'

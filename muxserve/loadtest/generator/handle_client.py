@@ -20,8 +20,10 @@ class HandleSpeaker:
     name = "handle.classify"
 
     def __init__(self, url: str) -> None:
-        """Args:
-        url: host:port of the bridge.
+        """Connect to the bridge.
+
+        Args:
+            url: host:port of the bridge.
         """
         parts = urlsplit(url if "://" in url else f"tcp://{url}")
         self._socket = socket.create_connection((parts.hostname or "", parts.port or 0))

@@ -39,10 +39,12 @@ class HttpClient:
     """Connections to one server; as many as requests are under way."""
 
     def __init__(self, url: str, headers: dict[str, str], timeout_s: float) -> None:
-        """Args:
-        url: http(s)://host:port, with a path that goes before each route's.
-        headers: sent with each request.
-        timeout_s: of a connection, and between two pieces of an answer.
+        """Describe the server; connections are opened when they are needed.
+
+        Args:
+            url: http(s)://host:port, with a path that goes before each route's.
+            headers: sent with each request.
+            timeout_s: of a connection, and between two pieces of an answer.
         """
         parts = urlsplit(url if "://" in url else f"http://{url}")
         self._host = parts.hostname or ""

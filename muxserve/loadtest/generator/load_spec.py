@@ -1,4 +1,4 @@
-"""What one run of the load generator is told, as a file: where to, what, and how much."""
+"""A job for the load generator, as a file: which server, which texts, which load."""
 
 import os
 from pathlib import Path

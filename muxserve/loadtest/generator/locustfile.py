@@ -2,7 +2,7 @@
 
     locust -f loadtests/locustfile.py OneText --host http://127.0.0.1:8000
 
-It is imported by Locust alone, which replaces Python's sockets by gevent's.
+Only Locust imports it, because Locust replaces Python's sockets with gevent's.
 """
 
 from pathlib import Path
@@ -23,6 +23,7 @@ from muxserve.loadtest.generator.users import (
     OipGrpc,
     OipHttp,
     OneText,
+    Ready,
     Words,
     set_up,
 )
@@ -30,7 +31,16 @@ from muxserve.loadtest.scenario.scenario import read_scenario
 from muxserve.loadtest.scenario.shapes import Constant
 from muxserve.loadtest.scenario.texts import load_texts, read_texts
 
-__all__ = ["Handle", "ManyTexts", "MixedLengths", "OipGrpc", "OipHttp", "OneText", "Words"]
+__all__ = [
+    "Handle",
+    "ManyTexts",
+    "MixedLengths",
+    "OipGrpc",
+    "OipHttp",
+    "OneText",
+    "Ready",
+    "Words",
+]
 
 #: A run without an end of its own; Locust ends it.
 _FOR_EVER_S = 86_400.0

@@ -1,8 +1,8 @@
-"""From an answer to the tally, and from each process's tally to the results file.
+"""Count answers in a tally, and hand each process's tally to the results file.
 
-Runs inside Locust. A worker's part goes to the master every second as a message of ours; the
-master, or the only process, appends each part to the results file, so that what was measured
-outlives a crash or Ctrl-C.
+Runs inside Locust. Every second a worker sends its part to the master in a custom message. The
+master, or the only process, appends each part to the results file, so that measurements survive a
+crash or Ctrl-C.
 """
 
 import json
@@ -23,13 +23,15 @@ FLUSH_S = 1.0
 
 
 class Recorder:
-    """What one process notes. All its methods run in gevent's one thread."""
+    """Counts the answers of one process. All methods run in gevent's single thread."""
 
     def __init__(self, environment: Environment, results: Path | None, users: int) -> None:
-        """Args:
-        environment: Locust's.
-        results: of the job; None in a plain run, where Locust's own tables are all.
-        users: that end before the run does.
+        """Start with an empty tally.
+
+        Args:
+            environment: Locust's.
+            results: of the job; None in a plain run, where Locust's own tables are all.
+            users: that end before the run does.
         """
         self._environment = environment
         self._results = results

@@ -65,11 +65,13 @@ class PredictSpeaker:
     def __init__(
         self, url: str, path: str, headers: dict[str, str], timeout_s: float, *, single: bool
     ) -> None:
-        """Args:
-        url, path: of the route.
-        headers: more of them.
-        timeout_s: of connections.
-        single: each request has one text, given as a text and not as a list.
+        """Prepare for one route.
+
+        Args:
+            url, path: of the route.
+            headers: more of them.
+            timeout_s: of connections.
+            single: each request has one text, given as a text and not as a list.
         """
         self.name = path
         self._path = path
@@ -104,6 +106,27 @@ class PredictSpeaker:
         except (LookupError, TypeError):
             raise BadAnswer(f"no labels in {response.body[:80]!r}") from None
         return Answer(OK, labels, widths, length=len(response.body))
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class ReadySpeaker:
+    """``GET /ready``: the way to a server and back, with nothing to classify."""
+
+    name = "/ready"
+
+    def __init__(self, url: str, headers: dict[str, str], timeout_s: float) -> None:
+        self._client = HttpClient(url, headers, timeout_s)
+
+    def prepare(self, texts: list[Text]) -> Request:
+        return Request(texts, self._client.prepare("GET", self.name))
+
+    def ask(self, request: Request) -> Answer:
+        response = self._client.send(request.content)
+        if response.status != 200:
+            return failure(str(response.status), response.body)
+        return Answer(OK, length=len(response.body))
 
     def close(self) -> None:
         self._client.close()

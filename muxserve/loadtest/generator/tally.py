@@ -1,8 +1,8 @@
-"""What the answers were, second by second: small, and the same when added up in any order.
+"""Answers counted second by second; tallies can be added in any order.
 
-A process of the load generator fills a tally and hands it over now and then; the parts of all
-processes are added. A day's soak is a few megabytes, because latencies are counted in buckets of
-1 % width and not kept. It imports nothing heavy: it runs inside Locust.
+Each process of the load generator fills a tally and hands it over every second; the parts of all
+processes are added. A day's soak takes a few megabytes, because latencies are counted in buckets
+of 1 % width. It imports nothing heavy, because it runs inside Locust.
 """
 
 import math

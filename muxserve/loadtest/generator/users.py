@@ -1,4 +1,4 @@
-"""Locust users. Each is a source of requests and not a person: it never waits for an answer.
+"""Locust users. Each is a source of requests, not a person: it never waits for an answer.
 
 A user draws Poisson arrivals and sends each request when it is due, however many are under way, and
 a request's latency counts from then. So a slow server cannot slow its own test, and no wait is
@@ -24,6 +24,7 @@ from muxserve.loadtest.generator.recording import Recorder
 from muxserve.loadtest.generator.requests import (
     Answer,
     PredictSpeaker,
+    ReadySpeaker,
     Request,
     Speaker,
     requests_of,
@@ -191,6 +192,15 @@ class Words(_PredictUser):
     kind = "tokens"
 
 
+class Ready(MuxUser):
+    """``GET /ready``: requests that ask for nothing."""
+
+    kind = "ready"
+
+    def speaker(self, job: Job) -> Speaker:
+        return ReadySpeaker(job.url, job.headers, job.timeout_s)
+
+
 class OipHttp(MuxUser):
     """The Open Inference Protocol v2 over REST."""
 
@@ -229,11 +239,6 @@ class Handle(MuxUser):
     def on_stop(self) -> None:
         with contextlib.suppress(OSError):
             super().on_stop()
-
-
-USERS: dict[str, type[MuxUser]] = {
-    one.kind: one for one in (OneText, ManyTexts, MixedLengths, Words, OipHttp, OipGrpc, Handle)
-}
 
 
 def set_up(job: Job, texts: list[Text], recorder: Recorder) -> None:

@@ -1,5 +1,7 @@
-"""Charts as SVG inside a page: they take their colours from its CSS, so dark mode and print need no
-second drawing, and no script and no network is needed to see them.
+"""Charts as SVG inside a page.
+
+Their colours come from the page's CSS, so dark mode and print need no second drawing, and they
+show without scripts and without a network.
 """
 
 import html

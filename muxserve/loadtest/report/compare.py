@@ -13,6 +13,7 @@ _FIGURES = {
     "error_rate": 4,
     "mean_num_instances": 2,
     "occupancy": 3,
+    "texts_per_forward": 1,
     "accuracy": 4,
     "agreement_with_n1": 4,
     "server_cpu_s_per_1000_texts": 3,
@@ -87,6 +88,6 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         found += [
             f"{name}.{key}: {before.get(key)} / {after.get(key)}"
             for key in sorted({*before, *after})
-            if before.get(key) != after.get(key)
+            if (before.get(key) or None) != (after.get(key) or None)  # a report may be older
         ]
     return found

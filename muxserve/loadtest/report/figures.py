@@ -1,4 +1,4 @@
-"""From what was counted to figures: a tally and looks at the server in, a row of the report out.
+"""Figures of one load: a tally and looks at the server in, a row of the report out.
 
 Latency figures are of requests that were due after the warm-up and were answered; throughput is of
 answers that came in the same time, whenever they were due.
@@ -10,7 +10,7 @@ from typing import Any
 
 from muxserve.loadtest.generator.tally import OK, Second, Tally, quantile_s
 from muxserve.loadtest.scenario.shapes import Saturate, Shape
-from muxserve.loadtest.servers.watch import Look, between
+from muxserve.loadtest.servers.watch import Look, between, stages_ms
 
 #: Points of a timeline at most; a longer run has several seconds in each.
 _POINTS = 240
@@ -66,19 +66,26 @@ def figures(
     }
     ends = between(looks, start_unix_s + window[0], start_unix_s + window[-1] + 1)
     result["server_cpu_s_per_1000_texts"] = result["occupancy"] = None
+    result["texts_per_forward"] = result["stages_ms"] = None
     if ends is not None:
         first, last = ends
         spent_s = last.cpu_s - first.cpu_s
         texts = result["texts_per_s"] * (last.unix_s - first.unix_s)
         if not math.isnan(spent_s) and texts:
             result["server_cpu_s_per_1000_texts"] = 1000 * spent_s / texts
-        result["occupancy"] = _share(last.filled - first.filled, last.slots - first.slots)
-    result["timeline"] = _timeline(tally, looks, start_unix_s, end_s)
+        result["occupancy"] = _ratio(first, last, "filled_slots", "slots")
+        result["texts_per_forward"] = _ratio(first, last, "filled_slots", "batches")
+        result["stages_ms"] = stages_ms(first, last)
+    result["timeline"] = _timeline(tally, looks, start_unix_s, end_s, quality)
     return result
 
 
 def _timeline(
-    tally: Tally, looks: list[Look], start_unix_s: float, end_s: int
+    tally: Tally,
+    looks: list[Look],
+    start_unix_s: float,
+    end_s: int,
+    quality: Mapping[int, float],
 ) -> list[dict[str, Any]]:
     step = max(1, math.ceil(end_s / _POINTS))
     entries = []
@@ -97,9 +104,9 @@ def _timeline(
                 "mean_num_instances": _mean(one),
                 "accuracy": _share(one.correct, one.judged),
                 "agreement_with_n1": _share(one.agreed, one.compared),
-                "occupancy": ends
-                and _share(ends[1].filled - ends[0].filled, ends[1].slots - ends[0].slots),
-                "waiting": ends and ends[1].waiting,
+                "measured_quality": _quality(one, quality),
+                "occupancy": ends and _ratio(*ends, "filled_slots", "slots"),
+                "waiting": ends and ends[1].counters["waiting"],
             }
         )
     return entries
@@ -111,6 +118,12 @@ def _ms(seconds: float | None) -> float | None:
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
+
+
+def _ratio(first: Look, last: Look, part: str, whole: str) -> float | None:
+    """How much one counter grew over how much another did."""
+    grown = [last.counters[name] - first.counters[name] for name in (part, whole)]
+    return _share(*grown)
 
 
 def _mean(one: Second) -> float | None:

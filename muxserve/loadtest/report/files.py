@@ -28,6 +28,7 @@ _SUMMARY = [
     "max_ms",
     "mean_num_instances",
     "occupancy",
+    "texts_per_forward",
     "accuracy",
     "agreement_with_n1",
     "measured_quality",
@@ -91,7 +92,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """A report from its folder or its JSON file.
 
     Raises:
-        InvalidInput: it cannot be read or is none.
+        InvalidInput: it cannot be read, or is no report.
     """
     file = path / JSON_NAME if path.is_dir() else path
     try:

@@ -1,12 +1,13 @@
 """The report as one HTML page: no script, no font and no picture from elsewhere."""
 
 import html
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from muxserve.loadtest.report.charts import bars, lines
-from muxserve.loadtest.report.verdict import gains, main_load, rate_of
+from muxserve.loadtest.report.verdict import asked, gains, main_load, rate_of
 
 _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _STYLE += "".join(
@@ -33,6 +34,7 @@ COLUMNS: list[tuple[str, Callable[[Row], str]]] = [
     ("errors", lambda one: f"{sum(one['errors'].values()):,}"),
     ("mean N", lambda one: _number(one["mean_num_instances"], 1)),
     ("occupancy", lambda one: _percent(one["occupancy"])),
+    ("texts/forward", lambda one: _number(one["texts_per_forward"], 1)),
     ("accuracy", lambda one: _percent(one["accuracy"])),
     ("as N=1", lambda one: _percent(one["agreement_with_n1"])),
     ("family's figure", lambda one: _percent(one["measured_quality"])),
@@ -56,7 +58,7 @@ def page(report: Mapping[str, Any]) -> str:
         _problems(report["problems"]),
         _thresholds(report.get("thresholds", [])),
         _throughput(report),
-        *(_load(report, index) for index in range(len(scenario["load"]))),
+        *(_load(rows) for rows in _same_loads(report)),
         _errors(report),
         f"<h2>How it was measured</h2><p>{METHOD}</p>",
         _environment(report),
@@ -102,15 +104,20 @@ def _throughput(report: Mapping[str, Any]) -> str:
     )
 
 
-def _load(report: Mapping[str, Any], index: int) -> str:
-    shape = report["scenario"]["load"][index]
-    rows = [
-        (server["name"], server["loads"][index])
-        for server in report["servers"]
-        if len(server["loads"]) > index
-    ]
-    if not rows:
-        return ""
+def _same_loads(report: Mapping[str, Any]) -> list[list[tuple[str, Row]]]:
+    """Each load of the scenario with every server that had it."""
+    found: dict[tuple[str, int], list[tuple[str, Row]]] = {}
+    for server in report["servers"]:
+        seen: Counter[str] = Counter()  # a scenario may have the same load again
+        for load in server["loads"]:
+            shape = str(sorted(asked(load).items()))
+            found.setdefault((shape, seen[shape]), []).append((server["name"], load))
+            seen[shape] += 1
+    return list(found.values())
+
+
+def _load(rows: Sequence[tuple[str, Row]]) -> str:
+    shape = asked(rows[0][1])
     known = {k: v for k, v in shape.items() if v is not None and k != "shape"}
     settings = ", ".join(f"{key} {value:g}" for key, value in known.items())
     parts = [f"<section><h2>{shape['shape']}</h2><p class='soft'>{html.escape(settings)}</p>"]
@@ -118,6 +125,7 @@ def _load(report: Mapping[str, Any], index: int) -> str:
     parts.append(table(heads, [[name, *(show(one) for _, show in COLUMNS)] for name, one in rows]))
     if shape["shape"] == "search":
         parts += [_steps(name, one) for name, one in rows]
+    parts.append(_stages(rows))
 
     def over_time(title: str, unit: str, key: str, **more: Any) -> str:
         series = [(name, [(p["at_s"], p[key]) for p in one["timeline"]]) for name, one in rows]
@@ -139,6 +147,14 @@ def _load(report: Mapping[str, Any], index: int) -> str:
     if any(sum(one["errors"].values()) for _, one in rows):
         parts.append(over_time("Errors", "requests/s", "errors_per_s"))
     return "".join(parts) + "</section>"
+
+
+def _stages(rows: Sequence[tuple[str, Row]]) -> str:
+    told = [(name, one["stages_ms"]) for name, one in rows if one["stages_ms"]]
+    if not told:
+        return ""
+    cells = [[name, *(_number(value, 1) for value in stages.values())] for name, stages in told]
+    return "<h3>Mean ms of a request, by stage</h3>" + table(["server", *told[0][1]], cells)
 
 
 def _steps(name: str, one: Row) -> str:

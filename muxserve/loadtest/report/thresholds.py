@@ -18,7 +18,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 FIGURES = (
     "p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms", "texts_per_s", "error_rate", "errors",
     "accuracy", "agreement_with_n1", "occupancy", "mean_num_instances",
-    "server_cpu_s_per_1000_texts", "gain_over_first", "highest_rate_per_s",
+    "texts_per_forward", "server_cpu_s_per_1000_texts", "gain_over_first", "highest_rate_per_s",
 )  # fmt: skip
 _RULE = re.compile(
     r"(?:(?P<server>[^:]*?)(?:/(?P<load>\w+))?:)?\s*(?P<figure>\w+)\s*(?P<by>>=|<=|>|<)\s*(?P<value>[-+\d.e]+)\s*"
@@ -50,7 +50,7 @@ def parse_threshold(rule: str) -> Threshold:
     """A rule: ``p99_ms > 200``, ``elastic: accuracy < 0.8`` or ``elastic/burst: p99_ms > 200``.
 
     Raises:
-        InvalidInput: it is none; the message says what was expected.
+        InvalidInput: it cannot be read; the message says what was expected.
     """
     found = _RULE.fullmatch(rule.strip())
     if found is None:
@@ -74,8 +74,7 @@ def parse_threshold(rule: str) -> Threshold:
 def check(report: Mapping[str, Any], thresholds: list[Threshold]) -> list[dict[str, Any]]:
     """Each rule, whether it failed the run, and where.
 
-    A figure that is asked for and known nowhere fails the run too: a rule that cannot be checked
-    must not pass in silence.
+    A rule whose figure was not measured anywhere fails the run too: it must not pass unchecked.
     """
     over = gains(report)
     if report["servers"]:

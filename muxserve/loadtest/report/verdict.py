@@ -5,12 +5,21 @@ from typing import Any
 
 
 def main_load(server: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The load that stands for a server: 'saturate', or a search, or else the last one."""
+    """The load that stands for a server.
+
+    The 'saturate' with the most clients, or a search, or else the last one.
+    """
     loads: list[Mapping[str, Any]] = server["loads"]
-    for one in sorted(loads, key=lambda one: one["shape"]["shape"] != "saturate"):
-        if rate_of(one) is not None:
-            return one
+    rated = [one for one in loads if rate_of(one) is not None]
+    if rated:
+        return max(rated, key=lambda one: one["shape"].get("clients", 0))
     return loads[-1] if loads else None
+
+
+def asked(load: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The shape as the scenario has it, where a rate may be a share of another."""
+    shape: Mapping[str, Any] = load.get("asked", load["shape"])
+    return shape
 
 
 def rate_of(load: Mapping[str, Any]) -> float | None:
@@ -24,16 +33,16 @@ def rate_of(load: Mapping[str, Any]) -> float | None:
 
 
 def gains(report: Mapping[str, Any]) -> dict[str, float]:
-    """Throughput of every server over the first one's, where both have one."""
-    rates = {
-        server["name"]: rate
-        for server in report["servers"]
-        if (load := main_load(server)) is not None and (rate := rate_of(load)) is not None
-    }
-    first = report["servers"][0]["name"] if report["servers"] else None
-    if first not in rates or not rates[first]:
+    """Throughput of every server over the first one's, where both have one of the same load."""
+    loads = {server["name"]: main_load(server) for server in report["servers"]}
+    first = next(iter(loads.values()), None)
+    if first is None or not rate_of(first):
         return {}
-    return {name: rate / rates[first] for name, rate in rates.items()}
+    return {
+        name: rate / first["texts_per_s"]
+        for name, load in loads.items()
+        if load is not None and (rate := rate_of(load)) is not None and asked(load) == asked(first)
+    }
 
 
 def price(report: Mapping[str, Any], name: str) -> str:
@@ -84,7 +93,7 @@ def _served(load: Mapping[str, Any]) -> str:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """The report in a few sentences; begins with what went wrong, if anything did."""
+    """The report in a few sentences, beginning with whatever went wrong."""
     sentences = []
     if report["status"] != "complete":
         sentences.append(f"Not a whole measurement: {'; '.join(report['problems'])}.")
@@ -133,5 +142,5 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 #: Poisson arrivals of the same seed differ by less; another load differs by more.
 _SAME_RATE = 0.02
-#: A generator that sends later than this, for one request in a hundred, adds to what it measures.
+#: A generator that sends one request in a hundred later than this adds to what it measures.
 LATE_MS = 20.0

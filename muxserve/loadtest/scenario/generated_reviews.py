@@ -1,8 +1,8 @@
 """Opinions about films with a known label, put together from parts that were written for this.
 
-The label is known by construction, and there are enough different texts that no two of them wait
-together. They are easier than what people write: an accuracy on them tells servers apart, it is
-not the quality of a family. That stands in ``family.json``.
+The label is known by construction, and there are enough texts that the same one never waits twice.
+They are easier than what people write: an accuracy on them compares servers and is not the quality
+of a family, which is in ``family.json``.
 """
 
 import random

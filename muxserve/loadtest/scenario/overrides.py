@@ -34,7 +34,12 @@ def lengthened(scenario: Scenario, factor: float) -> Scenario:
     """Every load so many times as long; warm-ups too, where they get shorter."""
     if factor == 1:
         return scenario
-    return scenario.model_copy(update={"load": [_longer(one, factor) for one in scenario.load]})
+    servers = [
+        one.model_copy(update={"load": [_longer(load, factor) for load in one.load]})
+        for one in scenario.servers
+    ]
+    load = [_longer(one, factor) for one in scenario.load]
+    return scenario.model_copy(update={"load": load, "servers": servers})
 
 
 def _longer(shape: Shape, factor: float) -> Shape:

@@ -1,7 +1,6 @@
 """A scenario: which servers, which texts, which load. YAML in, a checked value out.
 
-A mistake in a file is one sentence that names the file, the field, what stands there and what was
-expected.
+An error is one sentence with the file, the field, what it holds and what was expected.
 """
 
 from pathlib import Path
@@ -12,9 +11,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from muxserve.errors import InvalidInput
+from muxserve.loadtest.scenario import shapes
 from muxserve.loadtest.scenario.shapes import Shape
 
-RequestKind = Literal["text", "texts", "mixed", "tokens", "oip-http", "oip-grpc", "handle"]
+RequestKind = Literal["text", "texts", "mixed", "tokens", "ready", "oip-http", "oip-grpc", "handle"]
+Proxy = Literal["none", "haproxy", "python"]
+#: In place of a family's name: random weights of BERT base's size.
+RANDOM_BASE = "random-base"
 PeerName = Literal["infinity-emb", "litserve", "mosec", "ray-serve"]
 
 
@@ -39,6 +42,17 @@ class ServerSpec(BaseModel):
     url: str | None = Field(
         None, description="A server that runs already: http://host:port, or host:port for gRPC."
     )
+    triton: Literal["alone", "behind"] | None = Field(
+        None,
+        description="alone: Triton with the exported family; behind: muxserve with that Triton "
+        "behind it. Needs `make triton-server`.",
+    )
+    proxy: Proxy | None = Field(None, description="Instead of the scenario's.")
+    environment: dict[str, str] = Field(
+        {}, description="Environment variables of muxserve; the report shows them."
+    )
+    requests: RequestKind | None = Field(None, description="Instead of the scenario's.")
+    load: list[Shape] = Field([], description="Instead of the scenario's.")
 
     @field_validator("settings")
     @classmethod
@@ -63,12 +77,15 @@ class ServerSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one_kind(self) -> "ServerSpec":
-        own = self.num_instances is not None or self.replicas != 1 or bool(self.settings)
+        configured = bool(self.replicas != 1 or self.settings or self.proxy or self.environment)
+        own = self.num_instances is not None or configured or self.triton is not None
         if (self.peer is not None) + (self.url is not None) + own > 1:
             raise ValueError(
                 "a server is either started here (num_instances, replicas, settings), "
                 "a peer, or at a url"
             )
+        if self.triton == "alone" and configured:
+            raise ValueError("Triton alone takes no replicas, settings, proxy or environment")
         return self
 
 
@@ -111,11 +128,15 @@ class Scenario(BaseModel):
 
     name: str = Field(min_length=1, max_length=60, description="Of the report.")
     description: str = Field("", description="What it shows, in the report.")
-    family: str = Field("sentiment", description="A shipped family's name, or a folder.")
+    family: str = Field(
+        "sentiment",
+        description="A shipped family's name, or a folder; random-base: random weights of BERT "
+        "base's size, for timing.",
+    )
     settings: list[str] = Field(
         ["arrangement=together"], description="Settings of every server that is started here."
     )
-    proxy: Literal["none", "haproxy", "python"] = Field("none", description="Of muxserve serve.")
+    proxy: Proxy = Field("none", description="Of muxserve serve.")
     servers: list[ServerSpec] = Field(
         min_length=1, description="One after the other; N=1 first makes it the baseline."
     )
@@ -134,15 +155,27 @@ class Scenario(BaseModel):
         names = [one.name for one in self.servers]
         if len(set(names)) < len(names):
             raise ValueError(f"servers need different names, got {names}")
-        before: set[str] = set()
-        for one in self.load:
-            relative = getattr(one, "of_capacity", None) or getattr(one, "of_baseline", None)
-            if relative and "saturate" not in before:
-                raise ValueError("of_capacity and of_baseline need a load 'saturate' before them")
-            before.add(one.shape)
-        if self.requests != "text" and any(one.peer for one in self.servers):
-            raise ValueError("peers take one text per request: requests: text")
+        baseline: set[str] = set()  # shapes that the first server was loaded with
+        for server in self.servers:
+            own = self.seen_by(server)
+            before: set[str] = set()
+            for one in own.load:
+                known = before if getattr(one, "of_baseline", None) is None else before | baseline
+                relative = getattr(one, "of_capacity", None) or getattr(one, "of_baseline", None)
+                if relative and "saturate" not in known:
+                    raise ValueError(
+                        "of_capacity and of_baseline need a load 'saturate' before them"
+                    )
+                before.add(one.shape)
+            baseline = baseline or before
+            if server.peer and own.requests != "text":
+                raise ValueError("peers take one text per request: requests: text")
         return self
+
+    def seen_by(self, server: ServerSpec) -> "Scenario":
+        """This scenario with what a server has of its own in place of what all share."""
+        own = {name: getattr(server, name) for name in ("proxy", "requests", "load")}
+        return self.model_copy(update={name: value for name, value in own.items() if value})
 
     @property
     def texts_of_a_request(self) -> int:
@@ -152,7 +185,7 @@ class Scenario(BaseModel):
     @property
     def load_s(self) -> float:
         """Seconds of load in all, over all servers."""
-        return len(self.servers) * sum(one.duration_s for one in self.load)
+        return sum(one.duration_s for server in self.servers for one in self.seen_by(server).load)
 
 
 def read_scenario(file: Path) -> Scenario:
@@ -211,12 +244,11 @@ def _explain(error: ValidationError) -> str:
 
 def _known(loc: tuple[Any, ...]) -> list[str]:
     """Fields of the model that a location is in."""
-    from muxserve.loadtest.scenario.scenario import shapes
-
+    if "load" in loc and len(loc) > loc.index("load") + 3:
+        shape = str(loc[loc.index("load") + 2])
+        return list(getattr(shapes, shape.capitalize()).model_fields)
     if loc[0] == "servers":
         return list(ServerSpec.model_fields)
     if loc[0] == "texts" and len(loc) > 1:
         return list(TextsSpec.model_fields)
-    if loc[0] == "load" and len(loc) > 2:
-        return list(getattr(shapes, str(loc[2]).capitalize()).model_fields)
     return list(Scenario.model_fields)

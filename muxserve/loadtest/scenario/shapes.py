@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class _Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    warm_up_s: float = Field(2.0, ge=0, le=600, description="Seconds at the start that count not.")
+    warm_up_s: float = Field(
+        2.0, ge=0, le=600, description="Seconds at the start that are not counted."
+    )
 
     @property
     def duration_s(self) -> float:

@@ -1,7 +1,7 @@
-"""Other servers of the same plain model, each in an environment of its own, to be measured beside.
+"""Other servers of the same plain model, to compare with; each has an environment of its own.
 
-In comes a Hugging Face folder, out comes a server on a port that has classified a text already. A
-peer runs as its own documents advise; nothing here slows one down or favours another.
+A peer starts from a Hugging Face folder and has classified a text before it is measured. It runs
+as its own documentation advises; nothing here slows one down or favours another.
 """
 
 import http.client
@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,36 +20,23 @@ from typing import Any
 
 from filelock import FileLock
 
-from muxserve.loadtest.servers.plain_model import LABELS, write_plain_model
-from muxserve.loadtest.servers.process import cpu_seconds, stop
-
-__all__ = [
-    "LABELS",
-    "PEERS",
-    "Launch",
-    "Peer",
-    "PeerFailed",
-    "RunningPeer",
-    "environment",
-    "running",
-    "write_plain_model",
-]
+from muxserve.loadtest.servers.http_request import request
+from muxserve.loadtest.servers.plain_model import LABELS
+from muxserve.loadtest.servers.process import HOST, ProcessFailed, cpu_seconds, running_process
 
 #: Requirements and server scripts; they are part of the checkout, not of the package.
 SCRIPTS = Path(__file__).parents[3] / "benchmarks" / "peers"
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 20.0
-#: Lines of a server's log that an error shows.
-LOG_TAIL = 25
 
 
-class PeerFailed(RuntimeError):
+class PeerFailed(ProcessFailed):
     """A peer could not be installed, did not start or did not classify; the message says why."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start command is made of; the arguments of ``running``."""
+    """What a start command is made of."""
 
     python: Path
     model: Path
@@ -119,16 +105,11 @@ class RunningPeer:
             OSError, http.client.HTTPException: nothing answers.
             PeerFailed: the answer is not 200 with scores that sum to 1.
         """
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
-        try:
-            headers = {"content-type": "application/json"}
-            connection.request("POST", self.peer.path, self.peer.body(text), headers)
-            response = connection.getresponse()
-            content = response.read()
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise PeerFailed(f"{self.peer.name} answers {response.status}: {content[:200]!r}")
+        status, content = request(
+            self.url, self.peer.path, self.peer.body(text), timeout_s=timeout_s
+        )
+        if status != 200:
+            raise PeerFailed(f"{self.peer.name} answers {status}: {content[:200]!r}")
         try:
             scores = [float(score) for score in self.peer.scores(json.loads(content))]
         except (LookupError, TypeError, ValueError) as error:
@@ -189,7 +170,7 @@ def running(
     port: int,
     threads: int,
     dtype: str = "float32",
-    host: str = "127.0.0.1",
+    host: str = HOST,
     start_limit_s: float = START_LIMIT_S,
     more: Sequence[str] = (),
 ) -> Iterator[RunningPeer]:
@@ -223,25 +204,42 @@ def running(
         "DO_NOT_TRACK": "1",
         **peer.variables,
     }
-    # Some servers leave files in the folder they are started in.
-    with tempfile.TemporaryDirectory(prefix="peer-") as place:
-        log = Path(place) / "server.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*peer.command(launch), *more],
-                cwd=place,
-                env=settings,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        server = RunningPeer(peer, host, port, process.pid)
+    last: Exception | None = None
+
+    def classifies() -> bool:
+        nonlocal last
         try:
-            _wait_until_ready(server, process, log, start_limit_s)
-            yield server
-        finally:
-            stop(process, STOP_LIMIT_S)
+            RunningPeer(peer, host, port, 0).classify("a text that shows whether the model answers")
+        except (OSError, http.client.HTTPException, PeerFailed) as error:
+            last = error
+            return False
+        return True
+
+    def why_not(code: int | None) -> str:
+        if code is not None:
+            return f"{peer.name} ended with {code} before it answered"
+        return (
+            f"{peer.name} classified nothing within {start_limit_s:.0f} s; "
+            f"the last attempt: {last!r}"
+        )
+
+    # Some servers leave files in the folder they are started in.
+    with tempfile.TemporaryDirectory(prefix="peer-") as folder:
+        try:
+            with running_process(
+                [*peer.command(launch), *more],
+                classifies,
+                why_not,
+                start_limit_s=start_limit_s,
+                stop_limit_s=STOP_LIMIT_S,
+                environment=settings,
+                folder=Path(folder),
+            ) as pid:
+                yield RunningPeer(peer, host, port, pid)
+        except PeerFailed:
+            raise
+        except ProcessFailed as error:
+            raise PeerFailed(str(error)) from last
 
 
 def _check_port_is_free(host: str, port: int) -> None:
@@ -252,27 +250,6 @@ def _check_port_is_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise PeerFailed(f"{host}:{port}: {error.strerror}") from None
-
-
-def _wait_until_ready(
-    server: RunningPeer, process: subprocess.Popen[bytes], log: Path, limit_s: float
-) -> None:
-    end = time.monotonic() + limit_s
-    last: Exception | None = None
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            why = f"ended with {process.returncode} before it answered"
-            break
-        try:
-            server.classify("a text that shows whether the model answers")
-            return
-        except (OSError, http.client.HTTPException, PeerFailed) as error:
-            last = error
-        time.sleep(0.25)
-    else:
-        why = f"classified nothing within {limit_s:.0f} s; the last attempt: {last!r}"
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
-    raise PeerFailed(f"{server.peer.name} {why}\n{tail}") from last
 
 
 def _text_body(text: str) -> bytes:

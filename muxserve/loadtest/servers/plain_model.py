@@ -7,6 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertForSequenceClassification
 
+from muxserve.models.family import Family
+
 LABELS = ("negative", "positive")
 
 
@@ -76,3 +78,18 @@ def write_plain_model(
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return folder
+
+
+def write_plain_model_like(folder: Path, family: Path) -> Path:
+    """Write a plain model of a family's size, with the family's tokenizer."""
+    config = Family.load(family, [1]).models[1].config
+    return write_plain_model(
+        folder,
+        family / "tokenizer.json",
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        intermediate=config.intermediate_size,
+        vocab=config.vocab_size,
+        max_length=config.max_position_embeddings,
+    )

@@ -1,12 +1,26 @@
-"""The processes of a server: their processor time, and their end. Reads ``/proc`` of Linux."""
+"""The processes of a server: start, processor time and end. Reads ``/proc`` of Linux."""
 
 import math
 import os
+import random
 import signal
+import socket
 import subprocess
-from contextlib import suppress
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+HOST = "127.0.0.1"
+_FREE_PORTS = (10_000, 20_000)
+#: Characters of a log that an error shows.
+_LOG_TAIL = 3000
+
+
+class ProcessFailed(RuntimeError):
+    """A server ended or was not ready in time; the message has the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +31,72 @@ class _Process:
     session: int
     ticks: int
     started: int
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on.
+
+    It lies below those that the kernel gives to clients and to Ray's processes: one of them would
+    take it before the server does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*_FREE_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+
+
+@contextmanager
+def running_process(
+    command: Sequence[str],
+    is_ready: Callable[[], bool],
+    why_not: Callable[[int | None], str],
+    *,
+    start_limit_s: float,
+    stop_limit_s: float,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Iterator[int]:
+    """A server in a session of its own, from when it is ready until the block ends.
+
+    Args:
+        command: starts it.
+        is_ready: asked four times a second.
+        why_not: what an error says first, from the exit code; None where the time was over.
+        start_limit_s, stop_limit_s: seconds until it must be ready, and have ended.
+        environment: variables beside those of this process.
+        folder: that it is started in.
+
+    Yields:
+        Its process id.
+
+    Raises:
+        ProcessFailed: it ended, or was not ready in time.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # A shell without job control starts background programs with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        try:
+            end = time.monotonic() + start_limit_s
+            while not is_ready():
+                code = process.poll()
+                if code is not None or time.monotonic() > end:
+                    log.seek(0)
+                    tail = log.read().decode(errors="replace")[-_LOG_TAIL:]
+                    raise ProcessFailed(f"{why_not(code)}\n{tail}")
+                time.sleep(0.25)
+            yield process.pid
+        finally:
+            stop(process, stop_limit_s)
 
 
 def cpu_seconds(root: int) -> float:

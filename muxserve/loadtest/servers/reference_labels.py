@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import orjson
 
 from muxserve.loadtest.scenario.texts import Text
-from muxserve.loadtest.servers.targets import get
+from muxserve.loadtest.servers.http_request import request
 
 _TEXTS_PER_REQUEST = 64
 
@@ -33,7 +33,7 @@ def ask_alone(texts: list[Text], url: str, limit_s: float, headers: Mapping[str,
         some = missing[at : at + _TEXTS_PER_REQUEST]
         body = orjson.dumps({"inputs": [one.text for one in some], "max_num_instances": 1})
         try:
-            status, content = get(url, "/predict", body, headers, timeout_s=60)
+            status, content = request(url, "/predict", body, headers, timeout_s=60)
             answers = orjson.loads(content) if status == 200 else []
         except (OSError, http.client.HTTPException, ValueError):
             break

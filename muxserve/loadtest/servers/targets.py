@@ -1,30 +1,36 @@
 """The servers of a scenario: started here one after the other, or looked for at a URL.
 
-Out comes something that answers. A server that does not is an error with a sentence that says what
-was tried and what to do.
+A server that does not answer is an error that says what was tried and what to do.
 """
 
 import http.client
 import json
 import math
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from muxserve.errors import InvalidInput
-from muxserve.loadtest.scenario.scenario import Scenario, ServerSpec
-from muxserve.loadtest.servers.muxserve import HOST, RunningServer, free_port, running_muxserve
-from muxserve.loadtest.servers.process import stop
+from muxserve.extras import require
+from muxserve.loadtest.scenario.scenario import PeerName, Scenario, ServerSpec
+from muxserve.loadtest.servers.http_request import request
+from muxserve.loadtest.servers.muxserve import running_muxserve
+from muxserve.loadtest.servers.process import (
+    HOST,
+    ProcessFailed,
+    cpu_seconds,
+    free_port,
+    running_process,
+)
 
-_BRIDGE_START_S = 60.0
+_BRIDGE_START_S, _BRIDGE_STOP_S = 60.0, 10.0
 #: Environments of peers, made once.
 _ENVIRONMENTS = Path(".cache/peers")
 
@@ -43,6 +49,7 @@ class Target:
         stats: what ``/stats`` answers; None where it has none.
         ask_url: http://host:port of ``/predict``, for the answers of N=1; None where it has none.
         path: of the route, where it is not the kind's own.
+        model: its name in the Open Inference Protocol; "" where that is not spoken.
         body: makes a request's body of a text, for peers.
     """
 
@@ -51,6 +58,7 @@ class Target:
     stats: Callable[[], dict[str, Any]] | None = None
     ask_url: str | None = None
     path: str | None = None
+    model: str = ""
     body: Callable[[str], bytes] | None = None
 
 
@@ -62,14 +70,22 @@ def open_target(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         TargetFailed: it does not answer.
     """
     if spec.url is not None:
-        yield from _at_url(spec.url, scenario)
+        opened = _at_url(spec.url, scenario)
     elif spec.peer is not None:
-        yield from _peer(spec, scenario)
+        opened = _peer(spec.peer, scenario)
+    elif spec.triton is not None:
+        opened = _triton(spec, scenario)
     else:
-        yield from _started(spec, scenario)
+        opened = _muxserve(spec, scenario, _engine_settings(spec, scenario))
+    try:
+        with opened as target:
+            yield target
+    except ProcessFailed as error:
+        raise TargetFailed(str(error) if spec.peer else f"{spec.name}: {error}") from None
 
 
-def _started(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
+def _engine_settings(spec: ServerSpec, scenario: Scenario) -> list[str]:
+    """Of a muxserve with engines of its own."""
     from muxserve.engine.config import available_cores
 
     settings = [*scenario.settings, *spec.settings]
@@ -80,76 +96,90 @@ def _started(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
         settings.append(f"replicas.num_replicas={spec.replicas}")
     if spec.num_instances is not None:
         settings.append(f"engine.num_instances={spec.num_instances}")
+    return settings
+
+
+@contextmanager
+def _muxserve(spec: ServerSpec, scenario: Scenario, settings: list[str]) -> Iterator[Target]:
     grpc_port = free_port()
     if scenario.requests == "oip-grpc":
-        settings.append(f"ingress.grpc_port={grpc_port}")
-    server = running_muxserve(scenario.family, settings, proxy=scenario.proxy)
-    try:
-        running = server.__enter__()
-    except RuntimeError as error:
-        raise TargetFailed(f"{spec.name}: {error}") from None
-    try:
-        url = f"http://{HOST}:{running.port}"
+        settings = [*settings, f"ingress.grpc_port={grpc_port}"]
+    with running_muxserve(
+        scenario.family, settings, proxy=scenario.proxy, environment=spec.environment
+    ) as running:
+
+        def target(url: str) -> Target:
+            # Requests that ask for nothing have no labels to compare.
+            ask_url = None if scenario.requests == "ready" else running.url
+            model = _model_name(scenario)
+            return Target(url, running.cpu_seconds, running.stats, ask_url, model=model)
+
         if scenario.requests == "handle":
             with _bridge("auto") as port:
-                yield _of_muxserve(running, f"{HOST}:{port}", url)
+                yield target(f"{HOST}:{port}")
         elif scenario.requests == "oip-grpc":
-            yield _of_muxserve(running, f"{HOST}:{grpc_port}", url)
+            yield target(f"{HOST}:{grpc_port}")
         else:
-            yield _of_muxserve(running, url, url)
-    finally:
-        server.__exit__(None, None, None)
+            yield target(running.url)
 
 
-def _of_muxserve(running: RunningServer, url: str, ask_url: str) -> Target:
-    return Target(url, running.cpu_seconds, running.stats, ask_url)
+@contextmanager
+def _triton(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
+    """Triton with the family exported, or muxserve before it."""
+    require("a Triton server", "triton", "onnx")
+    from muxserve.loadtest.servers.triton import TritonServer
+    from muxserve.triton.repository import export
+    from muxserve.triton.settings import ExportSettings
+
+    n = spec.num_instances
+    with tempfile.TemporaryDirectory(prefix="muxload") as folder:
+        repository = Path(folder) / "models"
+        settings = ExportSettings(text=True, num_instances=None if n is None else [n])
+        models = export(scenario.family, repository, settings).models
+        kind = "elastic" if n is None else "member"
+        model = next((one.name for one in models if one.kind == kind), models[0].name)
+        with TritonServer(repository) as triton:
+            if spec.triton == "behind":
+                own = ["backend=triton", f"triton.url={triton.grpc}", f"triton.model={model}"]
+                with _muxserve(spec, scenario, [*spec.settings, *own]) as target:
+                    yield target
+                return
+            url = triton.grpc if scenario.requests == "oip-grpc" else f"http://{triton.http}"
+
+            def stats() -> dict[str, Any]:
+                """Texts and executions of the model, as an engine of muxserve counts them."""
+                content = request(f"http://{triton.http}", f"/v2/models/{model}/stats")[1]
+                (counted,) = json.loads(content)["model_stats"]
+                texts, runs = counted["inference_count"], counted["execution_count"]
+                return {"engines": [{"slots": 0, "filled_slots": texts, "batches": runs}]}
+
+            spent = partial(cpu_seconds, triton.pid)
+            yield Target(url, spent, stats, model=f"{model}_text")
 
 
-def _peer(spec: ServerSpec, scenario: Scenario) -> Iterator[Target]:
+@contextmanager
+def _peer(name: PeerName, scenario: Scenario) -> Iterator[Target]:
     from muxserve.engine.config import available_cores
-    from muxserve.loadtest.servers.peers import (
-        PEERS,
-        PeerFailed,
-        environment,
-        running,
-        write_plain_model,
-    )
-    from muxserve.models.family import Family, resolve
+    from muxserve.loadtest.servers.peers import PEERS, environment, running
+    from muxserve.loadtest.servers.plain_model import write_plain_model_like
+    from muxserve.models.family import resolve
     from muxserve.models.precision import fastest_dtype
 
-    assert spec.peer is not None
-    peer = PEERS[spec.peer]
-    family = resolve(scenario.family)
-    config = Family.load(family, [1]).models[1].config
+    peer = PEERS[name]
     with tempfile.TemporaryDirectory() as folder:
-        model = write_plain_model(
-            Path(folder) / "plain",
-            family / "tokenizer.json",
-            hidden=config.hidden_size,
-            layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            intermediate=config.intermediate_size,
-            vocab=config.vocab_size,
-            max_length=config.max_position_embeddings,
-        )
-        try:
-            server = running(
-                peer,
-                environment(peer, _ENVIRONMENTS),
-                model,
-                port=free_port(),
-                threads=available_cores(),
-                dtype=str(fastest_dtype([])).removeprefix("torch."),
-            )
-            one = server.__enter__()
-        except PeerFailed as error:
-            raise TargetFailed(str(error)) from None
-        try:
-            yield Target(one.url, one.cpu_seconds, path=peer.path, body=peer.body)
-        finally:
-            server.__exit__(None, None, None)
+        model = write_plain_model_like(Path(folder) / "plain", resolve(scenario.family))
+        with running(
+            peer,
+            environment(peer, _ENVIRONMENTS),
+            model,
+            port=free_port(),
+            threads=available_cores(),
+            dtype=str(fastest_dtype([])).removeprefix("torch."),
+        ) as server:
+            yield Target(server.url, server.cpu_seconds, path=peer.path, body=peer.body)
 
 
+@contextmanager
 def _at_url(url: str, scenario: Scenario) -> Iterator[Target]:
     if scenario.requests == "handle":
         with _bridge(url) as port:
@@ -157,49 +187,29 @@ def _at_url(url: str, scenario: Scenario) -> Iterator[Target]:
         return
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if scenario.requests == "oip-grpc":
+        address = f"{parts.hostname}:{parts.port or 8001}"
         _check_port(parts.hostname or "", parts.port or 8001, url)
-        yield Target(f"{parts.hostname}:{parts.port or 8001}", lambda: math.nan)
+        yield Target(address, lambda: math.nan, model=_model_name(scenario))
         return
     base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     oip = scenario.requests == "oip-http"
     check_http(base, "/v2/health/ready" if oip else "/ready", scenario.headers)
     if oip:
-        yield Target(base, lambda: math.nan)
+        yield Target(base, lambda: math.nan, model=_model_name(scenario))
         return
 
     def stats() -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(get(base, "/stats", headers=scenario.headers)[1])
+        content: dict[str, Any] = json.loads(request(base, "/stats", headers=scenario.headers)[1])
         return content
 
-    yield Target(base, lambda: math.nan, stats, base)
-
-
-def get(
-    base: str,
-    path: str,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float = 10.0,
-) -> tuple[int, bytes]:
-    """One request; raises OSError or http.client.HTTPException where nothing answers."""
-    parts = urlsplit(base)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
-    try:
-        method = "GET" if body is None else "POST"
-        kind_of = {"content-type": "application/json"} if body is not None else {}
-        sent = {**kind_of, **(headers or {})}
-        connection.request(method, parts.path.rstrip("/") + path, body, sent)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
+    ask_url = None if scenario.requests == "ready" else base
+    yield Target(base, lambda: math.nan, stats, ask_url)
 
 
 def check_http(base: str, path: str, headers: Mapping[str, str]) -> None:
     """Raise TargetFailed where no muxserve is ready there."""
     try:
-        status, body = get(base, path, headers=headers)
+        status, body = request(base, path, headers=headers)
     except socket.gaierror:
         raise TargetFailed(f"{base}: there is no such host; check the url") from None
     except (OSError, http.client.HTTPException) as error:
@@ -231,33 +241,28 @@ def _bridge(address: str) -> Iterator[int]:
     """A process that calls the application's handle; gives its port."""
     port = free_port()
     command = [sys.executable, "-m", "muxserve.loadtest.generator.handle_bridge"]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--address", address],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+
+    def listens() -> bool:
         try:
-            end = time.monotonic() + _BRIDGE_START_S
-            while True:
-                try:
-                    socket.create_connection((HOST, port), 1).close()
-                    break
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > end:
-                        log.seek(0)
-                        tail = log.read().decode(errors="replace")[-1000:]
-                        raise TargetFailed(f"no handle at Ray's {address}: {tail}") from None
-                    time.sleep(0.2)
-            yield port
-        finally:
-            stop(process, 10.0)
+            socket.create_connection((HOST, port), 1).close()
+        except OSError:
+            return False
+        return True
+
+    with running_process(
+        [*command, "--port", str(port), "--address", address],
+        listens,
+        lambda _: f"no handle at Ray's {address}:",
+        start_limit_s=_BRIDGE_START_S,
+        stop_limit_s=_BRIDGE_STOP_S,
+    ):
+        yield port
 
 
-def model_name(scenario: Scenario) -> str:
-    """Of the Open Inference Protocol: as given, or the family's."""
+def _model_name(scenario: Scenario) -> str:
+    """Of the Open Inference Protocol: as given, or the family's; "" for other requests."""
+    if not scenario.requests.startswith("oip"):
+        return ""
     if scenario.model is not None:
         return scenario.model
     from muxserve.models.family import read_spec, resolve

@@ -1,7 +1,7 @@
-"""A real Triton server on this machine, out of a wheel: for tests, benchmarks and a first look.
+"""A real Triton server on this machine, from a wheel: for tests, load tests and a first look.
 
-    make triton-server                                     # once: the server's own environment
-    python -m muxserve.loadtest.servers.triton models/         # until Ctrl-C
+    make triton-server                                  # once: the server's own environment
+    python -m muxserve.loadtest.servers.triton models/  # until Ctrl-C
 
 ``nvidia-pytriton`` holds the ``tritonserver`` binary and its Python backend (not the ONNX Runtime
 one). Its release needs numpy below 2 in the Python that runs models, so it has an environment of
@@ -25,7 +25,7 @@ import uuid
 from pathlib import Path
 from typing import Self
 
-from muxserve.loadtest.servers.muxserve import HOST, free_port
+from muxserve.loadtest.servers.process import HOST, ProcessFailed, free_port
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = ROOT / ".cache" / "triton-server"
@@ -33,7 +33,7 @@ START_S = 120.0
 STOP_S = 15.0
 
 
-class TritonFailed(RuntimeError):
+class TritonFailed(ProcessFailed):
     """The server is not installed, did not start, or ended; the message has the end of its log."""
 
 
@@ -49,11 +49,13 @@ class TritonServer:
         environment: Path = ENVIRONMENT,
         arguments: tuple[str, ...] = (),
     ) -> None:
-        """Args:
-        repository: the models.
-        http_port, grpc_port: on 127.0.0.1; free ones by default.
-        environment: a virtual environment with the server in it.
-        arguments: more of the server's own.
+        """Describe a server; ``start`` starts it.
+
+        Args:
+            repository: the models.
+            http_port, grpc_port: on 127.0.0.1; free ones by default.
+            environment: a virtual environment with the server in it.
+            arguments: more of the server's own.
         """
         self.repository = repository
         self.http_port = http_port or free_port()
@@ -130,7 +132,7 @@ class TritonServer:
         self._remove_shared_memory()
 
     def stop(self) -> None:
-        """Let it end by itself, or make it; and remove what it leaves behind."""
+        """Ask it to end, kill it where it does not, and remove what it leaves behind."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):

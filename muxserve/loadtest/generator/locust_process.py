@@ -1,7 +1,7 @@
-"""Locust as a program beside us: a job in, its tally out while it runs.
+"""Run Locust in processes of its own: a job in, its tally out while it runs.
 
-Locust replaces Python's sockets by gevent's, so nothing of it is imported here: its processes read
-the job from a file and append what they count to another.
+Locust replaces Python's sockets with gevent's, so nothing of it is imported here: its processes
+read the job from one file and append what they count to another.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from muxserve.loadtest.generator.load_spec import JOB_VARIABLE, Job
 from muxserve.loadtest.generator.tally import Tally
-from muxserve.loadtest.servers.muxserve import HOST, free_port
+from muxserve.loadtest.servers.process import HOST, free_port
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 #: The class of users of each kind of request.
@@ -24,6 +24,7 @@ USER_OF = {
     "texts": "ManyTexts",
     "mixed": "MixedLengths",
     "tokens": "Words",
+    "ready": "Ready",
     "oip-http": "OipHttp",
     "oip-grpc": "OipGrpc",
     "handle": "Handle",
@@ -36,19 +37,21 @@ class GeneratorFailed(RuntimeError):
 
 
 class Generator:
-    """One job under way. Use it as a context manager; leaving ends every process of it."""
+    """One running job. Use it as a context manager; leaving it ends all of its processes."""
 
     def __init__(self, job: Job, folder: Path, *, workers: int, web_port: int | None) -> None:
-        """Args:
-        job: what to send; ``users`` and ``results`` are set here.
-        folder: for files of the run; a new one for each job.
-        workers: of Locust; 0 for one process that does all.
-        web_port: where Locust's web UI is to be; None for none.
+        """Describe a run; nothing starts before ``with``.
+
+        Args:
+            job: what to send; ``users`` and ``results`` are set here.
+            folder: for files of the run; a new one for each job.
+            workers: of Locust; 0 for one process that does all.
+            web_port: where Locust's web UI is to be; None for none.
         """
         self.tally = Tally()
         self.start_unix_s: float | None = None
         self.end_unix_s: float | None = None
-        #: Somebody ended it before its job, in the web UI.
+        #: Somebody stopped it early, in the web UI.
         self.stopped = False
         self._results = folder / "results.jsonl"
         self._log = folder / "locust.log"
@@ -87,7 +90,7 @@ class Generator:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C in the terminal is ours to pass on, so that nothing counted is lost.
+                # We pass Ctrl-C on ourselves, so that nothing that was counted is lost.
                 start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )

@@ -1,4 +1,4 @@
-"""``benchmarks/serving.py``: what a lone client is compared with."""
+"""``benchmarks/offline.py``: what a lone client is compared with."""
 
 import runpy
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ import pytest
 
 from muxserve.engine import forward
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "offline.py"
 
 
 @pytest.mark.parametrize("runtime", ["torch", "openvino"])
