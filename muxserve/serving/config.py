@@ -41,8 +41,9 @@ class LimitsConfig(BaseModel):
         256 * 1024 * 1024,
         ge=1024 * 1024,
         le=1024**4,
-        description="Bytes of one caller's bodies that are still coming to one ingress over HTTP; "
-        "all callers together may have a quarter more. What goes beyond is refused with 503.",
+        description="Bytes of one caller's bodies that are still coming to one ingress over HTTP, "
+        "and as many over gRPC; all callers together may have a quarter more. What goes beyond is "
+        "refused with 503.",
     )
     request_timeout_s: float = Field(
         30.0,

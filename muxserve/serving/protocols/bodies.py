@@ -6,6 +6,10 @@ coming share a limit too; otherwise a client that sends slowly on many connectio
 memory.
 """
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
 from starlette.types import Receive, Scope
 
 from muxserve.engine.room import Room
@@ -16,6 +20,8 @@ from muxserve.serving.protocols.unpacking import unpacked
 
 #: Bytes of an unfinished body that need no room: there are no more bodies than connections.
 _FREE_BYTES = 16_384
+#: A message is whole within this time, unless its sender is slow.
+_AT_ONCE_S = 1.0
 #: A caller who holds less is too small to take others' room.
 _BULK_BYTES = 1024 * 1024
 
@@ -69,6 +75,44 @@ class Bodies:
                 return await unpacked(body, b", ".join(encodings), max_bytes) if encodings else body
         except TimeoutError:
             raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None
+
+    async def read_message(
+        self,
+        read: Callable[[], Coroutine[Any, Any, bytes]],
+        max_bytes: int,
+        timeout_s: float,
+        caller: str,
+    ) -> bytes:
+        """The message of a gRPC call, which nobody sees before it is whole.
+
+        One that does not arrive at once counts as ``max_bytes`` until it does.
+
+        Args:
+            read: reads it; cancelled where it does not arrive.
+            max_bytes: that gRPC lets it have.
+            timeout_s: until it must be there.
+            caller: who sends it.
+
+        Raises:
+            DeadlineExceeded: it did not arrive within ``timeout_s``.
+            Overloaded: too many messages are coming.
+        """
+        reading = asyncio.ensure_future(read())
+        held = 0
+        try:
+            await asyncio.wait([reading], timeout=min(_AT_ONCE_S, timeout_s))
+            await asyncio.sleep(0)  # where this loop was late, and not the message
+            if not reading.done():
+                self._hold(caller, max_bytes)
+                held = max_bytes
+                await asyncio.wait([reading], timeout=timeout_s - _AT_ONCE_S)
+            if not reading.done():
+                raise DeadlineExceeded(f"the message did not arrive within {timeout_s:g} s")
+            return reading.result()
+        finally:
+            reading.cancel()
+            if held:
+                self._room.remove(caller, held)
 
     async def _read(self, receive: Receive, max_bytes: int, caller: str) -> bytes:
         chunks: list[bytes] = []

@@ -5,9 +5,7 @@ talk to both.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,28 +13,17 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
-from muxserve.errors import InvalidInput, MuxserveError
+from muxserve.errors import InvalidInput
 from muxserve.serving.access.authentication import Authenticator
-from muxserve.serving.errors import BodyTooLarge, Internal, NotFound, Unauthenticated
+from muxserve.serving.errors import BodyTooLarge, NotFound
 from muxserve.serving.listening.connections import ConnectionsConfig, grpc_connections_allowed
 from muxserve.serving.protocols import oip
-from muxserve.serving.protocols.grpc_interceptor import CallInterceptor, refuse_call
+from muxserve.serving.protocols.grpc_interceptor import CallInterceptor
 from muxserve.serving.service import TextService, check_count
 
-log = logging.getLogger(__name__)
-
-_STATUS = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,
-    422: grpc.StatusCode.INVALID_ARGUMENT,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 #: Seconds that calls under way get to end when the server stops.
 _GRACE_S = 20.0
 
-Response = TypeVar("Response")
 #: ``grpc.aio.ServicerContext``; the package has no types.
 Context = Any
 
@@ -60,9 +47,8 @@ class GrpcListener:
         most = service.limits.max_body_bytes
         options = _options(connections or ConnectionsConfig(), most)
         authenticator = authenticator or Authenticator()
-        self._server = grpc.aio.server(
-            options=options, interceptors=[CallInterceptor(authenticator, _METHODS)]
-        )
+        interceptor = CallInterceptor(service, authenticator, _METHODS, _REQUESTS)
+        self._server = grpc.aio.server(options=options, interceptors=[interceptor])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
             _Servicer(service, authenticator), self._server
         )
@@ -106,7 +92,7 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Methods that are not here are UNIMPLEMENTED."""
+    """Methods that are not here are UNIMPLEMENTED; the interceptor tells errors."""
 
     def __init__(self, service: TextService, authenticator: Authenticator) -> None:
         self._service = service
@@ -132,21 +118,12 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             name="muxserve", version=__version__, extensions=["classification"]
         )
 
-    async def ModelMetadata(self, request: Any, context: Context) -> Any:  # noqa: N802
-        async def answer() -> Any:
-            self._model.check(request.name, request.version)
-            return pb.ModelMetadataResponse(**self._model.metadata())
-
-        return await _told(context, answer)
+    async def ModelMetadata(self, request: Any, _: Context) -> Any:  # noqa: N802
+        self._model.check(request.name, request.version)
+        return pb.ModelMetadataResponse(**self._model.metadata())
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
-        async def answer() -> Any:
-            with self._service.fates.call():
-                return await self._infer(request, context)
-
-        return await _told(context, answer)
-
-    async def _infer(self, request: Any, context: Context) -> Any:
+        # Looked up again: the key may have been taken away while the message came.
         caller = self._authenticator.grpc_caller(context.peer(), context.invocation_metadata())
         self._model.check(request.model_name, request.model_version)
         limits = self._service.limits_of(caller)
@@ -161,23 +138,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
 
 
 _METHODS = {name for name in vars(_Servicer) if not name.startswith("_")}
-
-
-async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> Response:
-    """The answer, or an error as a gRPC status with our message."""
-    try:
-        return await answer()
-    except MuxserveError as error:
-        failure = error
-    except Exception:
-        log.exception("a call failed unexpectedly")
-        failure = Internal()
-    if isinstance(failure, Unauthenticated):
-        # The key was taken away since the call came in.
-        await refuse_call(context, failure)
-    status = _STATUS.get(failure.status, grpc.StatusCode.INTERNAL)
-    await context.abort(status, failure.message)
-    raise AssertionError("abort raises")
+_REQUESTS = {"ModelInfer"}
 
 
 def _read(request: Any, most_texts: int) -> oip.Inference:
