@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 import traceback
@@ -75,10 +76,15 @@ async def _soak_all(
     for runtime, file in zip(runtimes, files, strict=True):
         _say(f"soak of {runtime} for {arguments.minutes:g} minutes, samples in {file}")
     ready = asyncio.Barrier(len(runtimes))
+    cores = sorted(os.sched_getaffinity(0))
+    if len(runtimes) > len(cores):
+        sys.exit(
+            f"--together needs a core for each of {len(runtimes)} soaks, here are {len(cores)}"
+        )
     found = await asyncio.gather(
         *(
-            soak(runtime, arguments.minutes, file, ready)
-            for runtime, file in zip(runtimes, files, strict=True)
+            soak(runtime, arguments.minutes, file, ready, set(cores[place :: len(runtimes)]))
+            for place, (runtime, file) in enumerate(zip(runtimes, files, strict=True))
         ),
         return_exceptions=True,
     )
@@ -112,7 +118,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos ARGS=...", description=__doc__)
     parser.add_argument("--only", default="all", help=f"parts of names, all or none: {_names()}")
     parser.add_argument("--soaks", default="torch,openvino", help="of runtimes, or none")
-    parser.add_argument("--together", action="store_true", help="run the soaks at once")
+    parser.add_argument(
+        "--together", action="store_true", help="run the soaks at once, each on cores of its own"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="of each soak")
     parser.add_argument("--cases", type=int, help="of fuzzing, over all protocols")
     parser.add_argument(

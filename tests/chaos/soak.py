@@ -6,6 +6,7 @@ A sample is written every ten seconds as a line of JSON, so an interrupted run k
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,9 @@ GROWTH_SHARE = 0.05
 LEAST_GROWTH = {"rss": 30 * 2**20, "descriptors": 128, "threads": 4}
 #: Part of the names that Ray gives to processes of deployments, which are ingress and engine.
 _SERVING = "ServeReplica:"
+#: Capacity is measured again while it grows by this factor, up to this many times.
+_STILL_WARMING = 1.05
+_MOST_WARM_UPS = 6
 #: Samples in a minute.
 _A_MINUTE = 6
 SETTINGS = {
@@ -38,7 +42,9 @@ SETTINGS = {
 }
 
 
-async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier) -> dict[str, Any]:
+async def soak(
+    runtime: str, minutes: float, file: Path, ready: asyncio.Barrier, cores: set[int]
+) -> dict[str, Any]:
     """Serve for ``minutes`` and judge the samples written to ``file``.
 
     Args:
@@ -46,10 +52,12 @@ async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier)
         minutes: duration, without the start and the measurement of capacity.
         file: file of samples; lines are appended.
         ready: shared by all soaks that run at once, so that they measure capacity together.
+        cores: that the server may run on. Servers that share cores wait for each other's threads
+            in the middle of a forward, which costs most of their capacity.
     """
     with contextlib.ExitStack() as stack:
         try:
-            server = await asyncio.to_thread(stack.enter_context, running(SETTINGS[runtime]))
+            server = await asyncio.to_thread(_start, stack, SETTINGS[runtime], cores)
         except BaseException:
             await ready.abort()
             raise
@@ -60,8 +68,7 @@ async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier)
 
         load = server.load_at(1.0, every_second_elastic=True)
         await ready.wait()
-        await load.capacity(10.0)
-        capacity = await load.capacity(30.0)
+        capacity = await _warm_capacity(load)
         rate = SHARE * capacity
         note(kind="start", runtime=runtime, capacity=capacity, rate=rate, at=time.time())
         began_s = time.monotonic()
@@ -81,6 +88,26 @@ async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier)
         await asyncio.to_thread(settled, server)
         await asyncio.to_thread(stack.close)
     return verdict(file)
+
+
+def _start(stack: contextlib.ExitStack, settings: Sequence[str], cores: set[int]) -> Server:
+    """A server whose processes inherit the cores of this thread."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        return stack.enter_context(running(settings))
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def _warm_capacity(load: Load) -> float:
+    """Requests per second when warm; at first, code is compiled for each shape."""
+    capacity = 0.0
+    for _ in range(_MOST_WARM_UPS):
+        before, capacity = capacity, await load.capacity(30.0)
+        if capacity < _STILL_WARMING * before:
+            break
+    return capacity
 
 
 def _broken_promise(window: Load) -> str | None:
