@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"^\$ (.+)$", README, flags=re.MULTILINE)
 SNIPPETS = dict(re.findall(r"<!-- test: (\w+) -->\n```python\n(.*?)```", README, flags=re.DOTALL))
 ENVIRONMENT = {
-    **os.environ,
+    # `make test ARGS=...` is not meant for the README's `make serve`.
+    **{name: value for name, value in os.environ.items() if name not in {"ARGS", "MAKEFLAGS"}},
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -75,7 +76,8 @@ def serving(command: str, log: Path) -> Iterator[None]:
                 time.sleep(0.2)
             yield
         finally:
-            os.killpg(server.pid, signal.SIGINT)
+            with suppress(ProcessLookupError):  # it has ended, which was told
+                os.killpg(server.pid, signal.SIGINT)
             try:
                 server.wait(60)
             finally:
