@@ -120,7 +120,12 @@ format: .venv/.installed  ## Fix style and format
 
 .PHONY: bench
 bench: .venv/.installed  ## Measure serving: every N, the ceiling, peers, a burst (about 45 minutes)
-	$(BIN)/python benchmarks/serving.py $(ARGS)
+	mkdir -p build
+	$(BIN)/python benchmarks/offline.py --out build/offline.json
+	$(BIN)/muxserve loadtest loadtests/scenarios/serving.yaml --out build/serving $(ARGS)
+	$(BIN)/muxserve loadtest loadtests/scenarios/serving-base.yaml --out build/serving-base $(ARGS)
+	$(BIN)/python benchmarks/serving.py --offline build/offline.json --shipped build/serving \
+	  --base build/serving-base --out build/serving.json --plot build/serving.svg
 
 .PHONY: bench-forward
 bench-forward: .venv/.installed  ## Measure what one forward costs, and where

@@ -3,31 +3,32 @@
     python benchmarks/fairness.py                        # about 4 minutes
     python benchmarks/fairness.py --settings arrangement=together --out fairness.json
 
-A real server, and two clients in processes of their own with addresses of their own (127.0.0.x),
-which is how the server tells them apart. The quiet one sends one text at a time, at random moments
-of a given rate; its latency counts from the moment at which it meant to send. The other one holds
-twelve connections and sends 512 texts in each request, the next as soon as it has an answer, a
-refusal too; with ``max_num_instances: 1`` and without. All share this machine's cores. The quiet
-client is measured alone before each flood, and ratios are those of such a pair.
+A real server, and two load generators with addresses of their own (127.0.0.x), which is how the
+server tells them apart. The quiet one sends one text at a time, at random moments of a given rate;
+its latency counts from when it was due. The other one holds twelve connections and sends 512 texts
+in each request, the next as soon as it has an answer (50 ms after a refusal); with
+``max_num_instances: 1`` and without. All share this machine's cores. The quiet client is measured
+alone before each flood, and ratios are those of such a pair.
 """
 
 import argparse
 import json
 import os
-import random
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process, open_loop
 from muxserve.engine.config import available_cores
-from muxserve.loadtest.scenario.shapes import Constant, arrivals_s
+from muxserve.loadtest.generator.load_spec import Job
+from muxserve.loadtest.one_load import run_load
+from muxserve.loadtest.scenario.shapes import Constant, Saturate, Shape
+from muxserve.loadtest.scenario.texts import Text, write_texts
 from muxserve.loadtest.servers.muxserve import RunningServer, running_muxserve
-from muxserve.loadtest.servers.process import HOST
+from muxserve.loadtest.servers.targets import Target
 from muxserve.measure.machine import describe
 from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
@@ -37,6 +38,9 @@ CONNECTIONS, TEXTS_EACH = 12, 512
 QUIET, FLOOD = "127.0.0.2", "127.0.0.3"
 #: Seconds that a flood has to fill the server before the quiet client is measured.
 FILL_S = 5.0
+#: The flood goes on for so much longer than the quiet client, whose generator takes time to start.
+LONGER_S = 5.0
+TIMEOUT_S = 120.0
 #: What a flood asks for beside its texts.
 FLOODS: dict[str, dict[str, Any]] = {"N=1": {"max_num_instances": 1}, "uncapped": {}}
 
@@ -83,12 +87,14 @@ def parse() -> argparse.Namespace:
 def measure_quiet(
     server: RunningServer, texts: Sequence[str], seconds: float, rate: float
 ) -> dict[str, Any]:
-    """What the quiet client sees."""
-    shape = Constant(shape="constant", rate_per_s=rate, seconds=seconds)
-    arrivals = list(arrivals_s(shape, 1.0, random.Random(0)))
-    load = partial(open_loop, HOST, server.port, texts, arrivals, source=QUIET)
-    result = in_own_process(load, seconds + 120)
-    return figures(result)
+    """What the quiet client sees: latencies of what was answered, and what was not."""
+    shape = Constant(shape="constant", rate_per_s=rate, seconds=seconds, warm_up_s=0)
+    row = measure(server, [Text(text) for text in texts], shape, QUIET)
+    return {
+        "answered": row["answered"],
+        "refused": sum(row["errors"].values()),
+        **{name: row[name] for name in ("p50_ms", "p99_ms", "mean_num_instances")},
+    }
 
 
 def measure_beside(
@@ -99,40 +105,52 @@ def measure_beside(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the quiet client sees beside a flood, and what the flood sees."""
     requests = [
-        json.dumps({"inputs": texts[start : start + TEXTS_EACH], **asked})
+        Text("", body=json.dumps({"inputs": texts[start : start + TEXTS_EACH], **asked}))
         for start in range(0, len(texts), TEXTS_EACH)
     ]
-    load = partial(
-        closed_loop,
-        HOST,
-        server.port,
-        requests,
+    shape = Saturate(
+        shape="saturate",
         clients=CONNECTIONS,
+        seconds=FILL_S + options.seconds + LONGER_S,
         warm_up_s=FILL_S,
-        seconds=options.seconds,
-        body=str.encode,
-        source=FLOOD,
     )
     with ThreadPoolExecutor(1) as thread:
-        flood: Future[LoadResult] = thread.submit(in_own_process, load, options.seconds + 180)
+        flood = thread.submit(measure, server, requests, shape, FLOOD)
         time.sleep(FILL_S)
         beside = measure_quiet(server, texts, options.seconds, options.rate)
-        result = flood.result()
+        row = flood.result()
     return beside, {
-        "flood_texts_per_s": TEXTS_EACH * result.texts_per_s,
-        "flood_refused": result.statuses[503],
+        "flood_texts_per_s": TEXTS_EACH * row["texts_per_s"],  # each request counts as one
+        "flood_refused": row["errors"].get("503", 0),
     }
 
 
-def figures(result: LoadResult) -> dict[str, Any]:
-    """Latencies of what was answered, and what was not."""
-    return {
-        "answered": result.statuses[200],
-        "refused": sum(count for status, count in result.statuses.items() if status != 200),
-        "p50_ms": result.quantile_ms(0.5),
-        "p99_ms": result.quantile_ms(0.99),
-        "mean_num_instances": sum(result.widths) / max(1, len(result.widths)),
-    }
+def measure(server: RunningServer, texts: list[Text], shape: Shape, source: str) -> dict[str, Any]:
+    """One load from one address."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "texts.jsonl"
+        write_texts(file, texts)
+        job = Job(
+            url=server.url,
+            kind="text",
+            shape=shape,
+            texts=file,
+            source=source,
+            timeout_s=TIMEOUT_S,
+        )
+        row, cut = run_load(
+            source,
+            Target(server.url, server.cpu_seconds, server.stats),
+            job,
+            Path(folder),
+            workers=0,
+            web_port=None,
+            quality={},
+            tell=lambda *_: None,
+        )
+    if cut is not None or row is None:
+        raise SystemExit(f"error: {cut or 'nothing was sent'}")
+    return row
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:

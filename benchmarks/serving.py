@@ -1,299 +1,387 @@
-"""Served throughput, latency and a burst: muxserve at every N against its ceiling and its peers.
+"""The serving benchmark as a flat summary, as tables and as a figure.
 
-    python benchmarks/serving.py                        # everything, about 45 minutes on 2 cores
-    python benchmarks/serving.py --seconds 3 --families shipped --no-peers --no-burst
-    python benchmarks/serving.py --out results.json --plot results.svg
+    muxserve loadtest loadtests/scenarios/serving.yaml            # about 20 minutes on 2 cores
+    muxserve loadtest loadtests/scenarios/serving-base.yaml
+    python benchmarks/offline.py --out offline.json
+    python benchmarks/serving.py --offline offline.json \\
+        --shipped loadtest-serving --base loadtest-serving-base --out serving.json
 
-One text per request, texts of 5 to 60 words. Clients, in a process of their own, and servers share
-this machine's cores. Peers serve a plain BERT of the same size, each from an environment of its
-own, in the same run. The offline ceiling runs torch whatever is served, as the peers do; the bare
-forward beside a lone client runs in the runtime that is served. Every figure in the JSON's flat
-``summary`` comes from this run.
+``make bench`` does all of it. Nothing is measured here: figures come from the reports of the load
+tests and from the ceiling, which all have to be of one machine.
 """
 
 import argparse
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from offline import TEXTS, WIDTHS, ceiling, tell
-from transformers.utils import logging
+from muxserve.loadtest.report.files import read_report
 
-from muxserve.bench.burst import measure_burst
-from muxserve.bench.closed_loop import LoadResult, closed_loop, in_own_process
-from muxserve.bench.serving_report import as_markdown, plot, summary
-from muxserve.engine.config import available_cores
-from muxserve.loadtest.scenario.shapes import Burst
-from muxserve.loadtest.servers.muxserve import RunningServer, running_muxserve
-from muxserve.loadtest.servers.peers import PEERS, PeerFailed, environment, running
-from muxserve.loadtest.servers.plain_model import write_plain_model_like
-from muxserve.loadtest.servers.process import HOST, free_port
-from muxserve.loadtest.servers.watch import Look, stages_ms
-from muxserve.measure.families import write_random_family
-from muxserve.measure.machine import describe
-from muxserve.measure.texts import generated_texts
-from muxserve.models.family import Family, resolve
-from muxserve.models.precision import fastest_dtype
-
-#: Other ways of serving the shipped family, each beside ``--settings`` at N=1 and at the widest N:
-#: name, what stands before the ingress (None: ``--proxy``), settings, environment.
-VARIANTS: tuple[tuple[str, str | None, list[str], dict[str, str]], ...] = (
-    ("torch", None, ["engine.runtime=torch"], {}),
-    ("torch, int8", None, ["engine.runtime=torch", "engine.dtype=int8"], {}),
-    ("separate", None, ["arrangement=separate"], {}),
-    (
-        "separate without gRPC",
-        None,
-        ["arrangement=separate"],
-        {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "0"},
-    ),
-    ("haproxy", "haproxy", [], {}),
-    ("python proxy", "python", [], {}),
-)
+WIDTHS = ("1", "2", "5", "10")
 
 
 def main() -> None:
-    options = parse()
-    logging.disable_progress_bar()
-    # Servers are started from here, and Ray's makers need not know.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    report: dict[str, Any] = {
-        "machine": describe(),
-        "clients": options.clients,
-        "seconds": options.seconds,
-        "settings": options.settings,
-        "proxy": options.proxy,
-        "families": {},
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.families:
-            report["families"][name] = measure_family(name, Path(folder), options)
-            save(report, options.out)  # a run takes long; what is measured is kept
-    report["summary"] = summary(report)
-    save(report, options.out)
-    print(as_markdown(report))
-    if options.plot:
-        plot(report, options.plot)
-
-
-def parse() -> argparse.Namespace:
+    """Load tests and the ceiling in, tables out."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--families", nargs="+", choices=["base", "shipped"], default=["shipped", "base"]
-    )
-    parser.add_argument("--seconds", type=float, default=10.0, help="measured time of each load")
-    parser.add_argument("--clients", type=int, nargs="+", default=[64, 256])
-    parser.add_argument("--proxy", default="none", help="as of `muxserve serve`")
-    parser.add_argument(
-        "--settings",
-        nargs="*",
-        default=["arrangement=together", "engine.runtime=openvino"],
-        help="key=value settings of muxserve, beside N and the CPUs",
-    )
-    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument(
-        "--environments", type=Path, default=Path(".cache/peers"), help="of the peers, made once"
-    )
-    parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--burst", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--target-ms", type=float, default=250.0, help="of the burst")
-    parser.add_argument("--burst-seconds", type=float, default=30.0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--offline", type=Path, required=True, help="from benchmarks/offline.py")
+    parser.add_argument("--shipped", type=Path, required=True, help="report of serving.yaml")
+    parser.add_argument("--base", type=Path, help="report of serving-base.yaml")
+    parser.add_argument("--out", type=Path, help="write the figures and their summary as JSON")
     parser.add_argument("--plot", type=Path, help="draw them (.svg, .png)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    folders = {"shipped": options.shipped, "base": options.base}
+    reports = {name: read_report(folder) for name, folder in folders.items() if folder}
+    report = from_load_tests(reports, json.loads(options.offline.read_text()))
+    report["summary"] = summary(report)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.plot:
+        plot(report, options.plot)
+    print(as_markdown(report))
 
 
-def measure_family(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The ceiling, our server at every N, and the peers, for one size of network."""
-    path = write_random_family(folder / "base") if name == "base" else resolve("sentiment")
-    texts = generated_texts(Family.load(path, []).tokenizer, TEXTS)
-    result: dict[str, Any] = {
-        **ceiling(name, path, options.settings),
-        "ours": {},
-        "variants": {},
-        "peers": {},
-    }
-    for n in [*WIDTHS, None]:
-        key = "elastic" if n is None else str(n)
-        settings = [*options.settings, f"replicas.num_cpus={available_cores()}"]
-        if n is not None:
-            settings.append(f"engine.num_instances={n}")
-        with running_muxserve(path, settings, proxy=options.proxy) as server:
-            result["ours"][key] = loads(server, f"{name}: {key}", texts, options)
-            if n is None:
-                result["lone"] = lone(server, texts, options)
-    if options.variants and name == "shipped":
-        for variant, proxy, settings, variables in VARIANTS:
-            for n in (WIDTHS[0], WIDTHS[-1]):
-                key = f"{variant}, N={n}"
-                result["variants"][key] = measure_variant(
-                    f"{name}: {key}",
-                    path,
-                    [*options.settings, *settings, f"engine.num_instances={n}"],
-                    proxy or options.proxy,
-                    variables,
-                    texts,
-                    options,
-                )
-    if options.burst:
-        alone = at(result["ours"]["1"], max(options.clients))
-        result["burst"] = measure_bursts(name, path, alone["texts_per_s"], options)
-    if options.peers:
-        plain = write_plain_model_like(folder / f"plain-{name}", path)
-        for peer_name in PEERS:
-            result["peers"][peer_name] = measure_peer(peer_name, plain, name, texts, options)
-    return result
-
-
-def measure_variant(
-    what: str,
-    path: Path,
-    settings: Sequence[str],
-    proxy: str,
-    variables: Mapping[str, str],
-    texts: Sequence[str],
-    options: argparse.Namespace,
-) -> Any:
-    """The closed loop with the most clients; one that does not start is said, not hidden."""
-    settings = [*settings, f"replicas.num_cpus={available_cores()}"]
-    try:
-        with running_muxserve(path, settings, proxy=proxy, environment=variables) as server:
-            return loads(server, what, texts, options, [max(options.clients)])
-    except RuntimeError as error:
-        tell(str(error))
-        return {"failed": str(error).splitlines()[-1][:200]}
-
-
-def loads(
-    server: Any,
-    what: str,
-    texts: Sequence[str],
-    options: argparse.Namespace,
-    clients_each: Sequence[int] | None = None,
-    **request: Any,
-) -> list[dict[str, Any]]:
-    """The closed loop at each number of clients."""
-    measured = []
-    for clients in clients_each or options.clients:
-        tell(f"{what}, {clients} clients")
-        before = server.cpu_seconds()
-        stages = server.stats() if isinstance(server, RunningServer) else None
-        load = partial(
-            closed_loop,
-            HOST,
-            server.port,
-            texts,
-            clients=clients,
-            seconds=options.seconds,
-            **request,
-        )
-        result = in_own_process(load, options.seconds + 120)
-        measured.append(figures(result, clients, server.cpu_seconds() - before))
-        if stages is not None:
-            measured[-1]["stages_ms"] = stages_ms(Look.of(stages), Look.of(server.stats()))
-    return measured
-
-
-def figures(result: LoadResult, clients: int, server_cpu_s: float) -> dict[str, Any]:
-    """The figures of one load; CPU time counts the warm-up's requests too, and so do its texts."""
-    answered = max(1, result.sent)
-    served = sum(n * count for n, count in result.num_instances.items())
-    return {
-        "clients": clients,
-        "texts_per_s": result.texts_per_s,
-        "p50_ms": result.quantile_ms(0.5),
-        "p99_ms": result.quantile_ms(0.99),
-        "errors": sum(count for status, count in result.statuses.items() if status != 200),
-        "mean_num_instances": served / max(1, sum(result.num_instances.values())),
-        "server_cpu_ms_per_text": 1000 * server_cpu_s / answered,
-        "client_cpu_ms_per_text": 1000 * result.cpu_s / answered,
-    }
-
-
-def lone(
-    server: RunningServer, texts: Sequence[str], options: argparse.Namespace
-) -> dict[str, float]:
-    """One client alone, and the same client asking for nothing through the same path."""
-    tell("a lone client")
-    ask = partial(closed_loop, HOST, server.port, clients=1, seconds=options.seconds)
-    # Whether a replica is ready is asked of the replica, where there is one behind the ingress.
-    nothing = in_own_process(partial(ask, texts[:1], path="/ready", method="GET"), 120)
-    text = in_own_process(partial(ask, texts), 120)
-    return {"p50_ms": text.quantile_ms(0.5), "no_op_p50_ms": nothing.quantile_ms(0.5)}
-
-
-def measure_peer(
-    name: str, model: Path, size: str, texts: Sequence[str], options: argparse.Namespace
-) -> Any:
-    """The closed loop on one peer; a peer that does not start is said, not hidden."""
-    peer = PEERS[name]
-    dtype = str(fastest_dtype([])).removeprefix("torch.")
-    try:
-        python = environment(peer, options.environments)
-        with running(
-            peer, python, model, port=free_port(), threads=available_cores(), dtype=dtype
-        ) as server:
-            return loads(server, f"{size}: {name}", texts, options, path=peer.path, body=peer.body)
-    except PeerFailed as error:
-        tell(str(error))
-        return {"failed": str(error).splitlines()[0]}
-
-
-def measure_bursts(
-    name: str, path: Path, alone_per_s: float, options: argparse.Namespace
+def from_load_tests(
+    reports: Mapping[str, Mapping[str, Any]], ceiling: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Half of N=1's capacity, ten times that, and half again: elastic, and N=1 pinned."""
-    spec = Family.load(path, []).spec
-    quality = {m.num_instances: m.quality.value for m in spec.members if m.quality}
-    shape = Burst(
-        shape="burst",
-        rate_per_s=0.5 * alone_per_s,
-        factor=10.0,
-        steady_s=options.burst_seconds / 2,
-        burst_s=options.burst_seconds,
-    )
-    result: dict[str, Any] = {
-        "target_ms": options.target_ms,
-        "shape": {
-            "steady_per_s": shape.rate_per_s,
-            **shape.model_dump(include={"factor", "steady_s", "burst_s"}),
-        },
+    """What the load tests and the ceiling measured, in the form of results/serving.json.
+
+    Args:
+        reports: of each family's load test.
+        ceiling: what ``benchmarks/offline.py`` measured.
+    """
+    first = next(iter(reports.values()))
+    families = {
+        name: {**ceiling["families"][name], **_measured(one)} for name, one in reports.items()
     }
-    for key, pinned in (("elastic", None), ("fixed1", 1)):
-        settings = [
-            *options.settings,
-            f"replicas.num_cpus={available_cores()}",
-            f"engine.latency_target_ms={options.target_ms}",
-            # As long as a client would wait, so that what is late is told so.
-            "limits.request_timeout_s=30",
+    return {
+        "machine": first["environment"],
+        "clients": sorted({one["clients"] for one in families["shipped"]["ours"]["1"]}),
+        "settings": first["scenario"]["settings"],
+        "proxy": first["scenario"]["proxy"],
+        "families": families,
+    }
+
+
+def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """One family: each server's figures at the place that its part of the scenario gives it."""
+    found: dict[str, Any] = {"ours": {}, "variants": {}, "peers": {}, "lone": {}}
+    bursts: dict[str, Any] = {}
+    for server in report["servers"]:
+        spec, loads = server["spec"], server["loads"]
+        n = spec["num_instances"]
+        shapes = spec["load"] or report["scenario"]["load"]
+        if spec["peer"]:
+            found["peers"][spec["peer"]] = _rows(server)
+        elif shapes[0]["shape"] == "burst" and loads:
+            bursts["elastic" if n is None else f"fixed{n}"] = _burst(loads[0], report)
+            bursts["shape"] = {
+                "steady_per_s": loads[0]["shape"]["rate_per_s"],
+                **{key: loads[0]["shape"][key] for key in ("factor", "steady_s", "burst_s")},
+            }
+            settings = dict(one.split("=", 1) for one in spec["settings"])
+            bursts["target_ms"] = float(settings["engine.latency_target_ms"])
+        elif shapes[0].get("clients") == 1 and loads:
+            name = "no_op_p50_ms" if spec["requests"] == "ready" else "p50_ms"
+            found["lone"][name] = loads[0]["p50_ms"]
+        elif spec["load"]:
+            found["variants"][server["name"]] = _rows(server)
+        else:
+            found["ours"]["elastic" if n is None else str(n)] = _rows(server)
+    return {**found, **({"burst": bursts} if bursts else {})}
+
+
+def _rows(server: Mapping[str, Any]) -> list[dict[str, Any]] | dict[str, str]:
+    """Figures at each number of clients; a server that does not start is said, not hidden."""
+    if not server["loads"]:
+        return {"failed": server["failed"].strip().splitlines()[-1][:200]}
+    return [
+        {
+            "clients": one["shape"]["clients"],
+            "texts_per_s": one["texts_per_s"],
+            "p50_ms": one["p50_ms"],
+            "p99_ms": one["p99_ms"],
+            "errors": sum(one["errors"].values()),
+            "mean_num_instances": one["mean_num_instances"],
+            "server_cpu_ms_per_text": one["server_cpu_s_per_1000_texts"],
+            "client_cpu_ms_per_text": one["generator_cpu_s_per_1000_texts"],
+            "stages_ms": one["stages_ms"],
+        }
+        for one in server["loads"]
+    ]
+
+
+def _burst(load: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    quality: Mapping[str, float] = report["measured_quality"]
+
+    def price(served: float | None) -> float | None:
+        """How far the mean quality of what served is below N=1's."""
+        return quality["1"] - served if served is not None and "1" in quality else None
+
+    return {
+        "requests": load["requests"],
+        "shed": sum(load["errors"].values()),
+        "p50_ms": load["p50_ms"],
+        "p99_ms": load["p99_ms"],
+        "mean_num_instances": load["mean_num_instances"],
+        "accuracy_price": price(load["measured_quality"]),
+        "timeline": [
+            {
+                "from_s": one["at_s"],
+                "texts_per_s": one["due_per_s"],
+                "p50_ms": one["p50_ms"],
+                "p99_ms": one["p99_ms"],
+                "mean_num_instances": one["mean_num_instances"],
+                "accuracy_price": price(one["measured_quality"]),
+            }
+            for one in load["timeline"]
+        ],
+        "occupancy": [
+            {"at_s": one["at_s"], "occupancy": one["occupancy"]} for one in load["timeline"]
+        ],
+    }
+
+
+def summary(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Name -> number. Loads are those with the most clients; ``.at_N_clients`` are the others.
+
+    ``burst.`` is the shipped family's, ``base.burst.`` the other's.
+    """
+    flat: dict[str, float | None] = {}
+    most = max(report["clients"])
+    for name, family in report["families"].items():
+        for clients in sorted(report["clients"], reverse=True):
+            suffix = "" if clients == most else f".at_{clients}_clients"
+            rates = {key: _at(loads, clients) for key, loads in family["ours"].items()}
+            peers = {
+                peer: _at(loads, clients)
+                for peer, loads in family["peers"].items()
+                if isinstance(loads, list)
+            }
+            best = max(peers.values(), key=lambda one: one["texts_per_s"], default=None)
+            for key, one in rates.items():
+                if key != "1":
+                    flat[f"{name}.gain_over_n1.{key}{suffix}"] = _ratio(one, rates["1"])
+                if best is not None:
+                    flat[f"{name}.gain_over_best_peer.{key}{suffix}"] = _ratio(one, best)
+                if key in family["offline"]:
+                    flat[f"{name}.served_over_offline.{key}{suffix}"] = (
+                        one["texts_per_s"] / family["offline"][key]["texts_per_s"]
+                    )
+            if best is not None:
+                flat[f"{name}.n1_p99_over_best_peer{suffix}"] = (
+                    rates["1"]["p99_ms"] / best["p99_ms"]
+                )
+        for n in WIDTHS[1:]:
+            flat[f"{name}.offline_gain_over_n1.{n}"] = (
+                family["offline"][n]["texts_per_s"] / family["offline"]["1"]["texts_per_s"]
+            )
+        floor = family["bare_forward_p50_ms"] + family["lone"]["no_op_p50_ms"]
+        flat[f"{name}.lone_p50_over_floor"] = family["lone"]["p50_ms"] / floor
+        if "burst" in family:
+            prefix = "burst" if name == "shipped" else f"{name}.burst"
+            for key in ("elastic", "fixed1"):
+                for figure in ("p99_ms", "shed", "accuracy_price", "mean_num_instances"):
+                    flat[f"{prefix}.{key}.{figure}"] = family["burst"][key][figure]
+            flat[f"{prefix}.target_ms"] = family["burst"]["target_ms"]
+    return flat
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Tables for people."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores shared by clients and server; "
+        f"torch {machine['torch']}, Ray {machine['ray']}, {machine['date']}; one text per request; "
+        f"`--proxy {report['proxy']}` {' '.join(report['settings'])}",
+    ]
+    for name, family in report["families"].items():
+        for clients in report["clients"]:
+            lines += ["", *_family_table(name, family, clients)]
+        if family.get("variants"):
+            lines += ["", *_variants_table(name, family, max(report["clients"]))]
+        lines += ["", *_stages_table(name, family, max(report["clients"]))]
+        lone, floor = family["lone"], family["bare_forward_p50_ms"]
+        lines += [
+            "",
+            f"{name}, a lone client: p50 {lone['p50_ms']:.1f} ms; bare forward {floor:.1f} ms and "
+            f"an empty request {lone['no_op_p50_ms']:.1f} ms.",
         ]
-        if pinned is not None:
-            settings.append(f"engine.num_instances={pinned}")
-        tell(f"{name}: burst, {key}")
-        with running_muxserve(path, settings, proxy=options.proxy) as server:
-            result[key] = measure_burst(server, shape, quality)
-    return result
+        if "burst" in family:
+            lines += ["", *_burst_table(name, family["burst"])]
+    return "\n".join(lines)
 
 
-def at(measured: Sequence[dict[str, Any]], clients: int) -> dict[str, Any]:
-    """The figures at a number of clients."""
-    return next(one for one in measured if one["clients"] == clients)
+def _family_table(name: str, family: Mapping[str, Any], clients: int) -> list[str]:
+    lines = [
+        f"**{name}**, {family['dtype']}, {clients} clients",
+        "",
+        "| server | texts/s | over N=1 | of offline | p50 ms | p99 ms | errors "
+        "| server CPU ms/text | clients' |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    alone = _at(family["ours"]["1"], clients)
+    for key, loads in [*family["ours"].items(), *family["peers"].items()]:
+        if not isinstance(loads, list):
+            lines.append(f"| {key} | {loads['failed']} | | | | | | | |")
+            continue
+        one = _at(loads, clients)
+        label = key if key in family["peers"] else f"muxserve N={key}"
+        if key == "elastic":
+            label = f"muxserve elastic (mean N {one['mean_num_instances']:.1f})"
+        ceiling = family["offline"].get(key)
+        of_offline = f"{one['texts_per_s'] / ceiling['texts_per_s']:.2f}" if ceiling else ""
+        lines.append(
+            f"| {label} | {one['texts_per_s']:.0f} | {_ratio(one, alone):.2f} "
+            f"| {of_offline} "
+            f"| {one['p50_ms']:.0f} | {one['p99_ms']:.0f} | {one['errors']} "
+            f"| {one['server_cpu_ms_per_text']:.2f} | {one['client_cpu_ms_per_text']:.2f} |"
+        )
+    return lines
 
 
-def save(report: dict[str, Any], file: Path | None) -> None:
-    """Write the report, whole or not at all."""
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(file)
+def _variants_table(name: str, family: Mapping[str, Any], clients: int) -> list[str]:
+    """Other runtimes and paths, over the same N of the table above."""
+    lines = [
+        f"**{name}**, other ways of serving, {clients} clients",
+        "",
+        "| | texts/s | over the above | p50 ms | p99 ms | server CPU ms/text |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, loads in family["variants"].items():
+        if not isinstance(loads, list):
+            lines.append(f"| {key} | {loads['failed']} | | | | |")
+            continue
+        one = _at(loads, clients)
+        usual = _at(family["ours"][key.rpartition("=")[2]], clients)
+        lines.append(
+            f"| {key} | {one['texts_per_s']:.0f} | {_ratio(one, usual):.2f} "
+            f"| {one['p50_ms']:.0f} | {one['p99_ms']:.0f} | {one['server_cpu_ms_per_text']:.2f} |"
+        )
+    return lines
+
+
+def _stages_table(name: str, family: Mapping[str, Any], clients: int) -> list[str]:
+    """Where the time of a request goes."""
+    loads = {
+        f"N={key}" if key.isdigit() else key: _at(loads, clients)
+        for key, loads in [*family["ours"].items(), *family.get("variants", {}).items()]
+        if isinstance(loads, list)
+    }
+    stages = list(next(iter(loads.values()))["stages_ms"])
+    return [
+        f"**{name}**, mean ms of a request by stage, {clients} clients",
+        "",
+        f"| | {' | '.join(stages)} |",
+        f"| --- |{' ---: |' * len(stages)}",
+        *(
+            f"| {key} | {' | '.join(format(one['stages_ms'][stage], '.1f') for stage in stages)} |"
+            for key, one in loads.items()
+        ),
+    ]
+
+
+def _burst_table(name: str, burst: Mapping[str, Any]) -> list[str]:
+    shape = burst["shape"]
+    lines = [
+        f"**{name}**, a burst of {shape['factor']:g}x for {shape['burst_s']:g} s over "
+        f"{shape['steady_per_s']:.0f} texts/s, target {burst['target_ms']:g} ms",
+        "",
+        "| | requests | refused or failed | p50 ms | p99 ms | mean N | accuracy price |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key, label in (("elastic", "elastic"), ("fixed1", "N=1 pinned")):
+        one = burst[key]
+        price = one["accuracy_price"]
+        lines.append(
+            f"| {label} | {one['requests']} | {one['shed']} | {one['p50_ms']:.0f} "
+            f"| {one['p99_ms']:.0f} | {one['mean_num_instances']:.1f} "
+            f"| {f'{100 * price:.1f} points' if price is not None else ''} |"
+        )
+    return lines
+
+
+def plot(report: Mapping[str, Any], file: Path) -> None:
+    """Throughput of every server, and the burst over time; the file's ending says the format."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "muxserve"
+    from matplotlib import pyplot
+
+    families = report["families"]
+    bursts = {name: family["burst"] for name, family in families.items() if "burst" in family}
+    rows = 1 + 4 * len(bursts)
+    figure, every = pyplot.subplots(rows, 1, figsize=(8, 2.6 * rows), layout="constrained")
+    axes = list(every) if rows > 1 else [every]
+    clients = max(report["clients"])
+    _plot_rates(axes[0], families, clients)
+    for index, (name, burst) in enumerate(bursts.items()):
+        _plot_burst(name, axes[1 + 4 * index : 5 + 4 * index], burst)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def _plot_rates(axes: Any, families: Mapping[str, Any], clients: int) -> None:
+    for name, family in families.items():
+        alone = _at(family["ours"]["1"], clients)["texts_per_s"]
+        served = {
+            key: _at(loads, clients)["texts_per_s"] / alone
+            for key, loads in [*family["ours"].items(), *family["peers"].items()]
+            if isinstance(loads, list)
+        }
+        axes.plot(list(served), list(served.values()), "o", label=f"{name}, served")
+        axes.plot(
+            list(family["offline"]),
+            [one["texts_per_s"] / alone for one in family["offline"].values()],
+            "_",
+            markersize=16,
+            label=f"{name}, offline",
+        )
+    axes.set(ylabel="texts/s over our N=1", title=f"Throughput, {clients} clients")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _plot_burst(name: str, axes: Sequence[Any], burst: Mapping[str, Any]) -> None:
+    for key, label in (("elastic", "elastic"), ("fixed1", "N=1 pinned")):
+        timeline = burst[key]["timeline"]
+        at = [one["from_s"] for one in timeline]
+        axes[0].plot(at, [one["texts_per_s"] for one in timeline], label=label)
+        axes[1].plot(at, [one["p99_ms"] for one in timeline], label=f"{label}, p99")
+        axes[2].plot(at, [one["mean_num_instances"] for one in timeline], label=label)
+        axes[3].plot(
+            [one["at_s"] for one in burst[key]["occupancy"]],
+            [one["occupancy"] for one in burst[key]["occupancy"]],
+            label=f"{label}, occupancy",
+        )
+    price = [one["accuracy_price"] for one in burst["elastic"]["timeline"]]
+    if any(one is not None for one in price):
+        axes[3].plot(
+            [one["from_s"] for one in burst["elastic"]["timeline"]],
+            [None if one is None else 10 * one for one in price],
+            linestyle=":",
+            label="elastic, accuracy price x 10",
+        )
+    axes[1].axhline(burst["target_ms"], linestyle=":", color="grey", label="target")
+    axes[1].set_yscale("log")
+    for one, label in zip(axes, ("arrivals per s", "latency, ms", "mean N", "share"), strict=True):
+        one.set(ylabel=label)
+        one.grid(alpha=0.3)
+        one.legend()
+    axes[0].set(title=f"{name}, a burst")
+    axes[-1].set(xlabel="seconds")
+
+
+def _at(loads: Sequence[Mapping[str, Any]], clients: int) -> Mapping[str, Any]:
+    return next(one for one in loads if one["clients"] == clients)
+
+
+def _ratio(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    return float(one["texts_per_s"] / other["texts_per_s"])
 
 
 if __name__ == "__main__":

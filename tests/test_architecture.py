@@ -20,7 +20,6 @@ ALLOWED = {
     "serving": {"errors", "extras", "models", "engine", "triton"},
     "planning": {"errors", "models", "engine"},
     "measure": {"errors", "models", "engine"},
-    "bench": {"errors", "models", "engine", "measure", "loadtest"},
     "loadtest": {"errors", "extras", "models", "engine", "triton", "measure"},
 }
 WITHOUT_RAY = {"errors", "extras", "models", "engine", "training", "triton", "planning", "measure"}

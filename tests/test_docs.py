@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from muxserve.bench.serving_report import as_markdown, summary
+from benchmarks.serving import as_markdown, summary
 from muxserve.errors import MuxserveError
 from muxserve.models.family import read_spec, resolve
 from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more errors

@@ -1,6 +1,5 @@
 """Every command and snippet of the README, run as a user would."""
 
-import asyncio
 import json
 import os
 import re
@@ -18,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from muxserve.bench.closed_loop import closed_loop
-from muxserve.measure.texts import generated_texts
-from muxserve.models.family import Family
+from tests.loadtest.conftest import run as run_scenario
+from tests.loadtest.conftest import write_scenario
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -118,11 +116,12 @@ def test_the_engine_snippet():
     assert done.stderr == ""
 
 
-def check_that_n_follows_the_load() -> None:
+def check_that_n_follows_the_load(folder: Path) -> None:
     """A closed loop of 64 clients over HTTP, on the server's counters."""
-    texts = generated_texts(Family.load("sentiment", [1]).tokenizer, 2000)
-    result = asyncio.run(closed_loop("127.0.0.1", 8000, texts, clients=64, seconds=4))
-    assert set(result.statuses) == {200}
+    load = {"shape": "saturate", "clients": 64, "seconds": 6, "warm_up_s": 2}
+    scenario = write_scenario(folder, "http://127.0.0.1:8000", load, texts={"count": 2000})
+    code, _, told = run_scenario(scenario, folder / "out", "--fail-if", "errors > 0")
+    assert code == 0, told
     (engine,) = get_json("/stats")["engines"]
     assert max(map(int, engine["texts_by_num_instances"])) > 1
     assert engine["occupancy"] > 0.9
@@ -148,7 +147,7 @@ def test_a_command_that_serves(command, tmp_path):
             assert entries[0]["label"] == "positive"
             assert entries[0]["num_instances"] == 1
         if command == "make serve":
-            check_that_n_follows_the_load()
+            check_that_n_follows_the_load(tmp_path)
             done = run_program(sys.executable, "-c", SNIPPETS["handle"])
             assert done.returncode == 0, done.stderr
             assert done.stdout.splitlines()[-1] == "['positive', 'negative']"

@@ -38,13 +38,16 @@ class Response:
 class HttpClient:
     """Connections to one server; as many as requests are under way."""
 
-    def __init__(self, url: str, headers: dict[str, str], timeout_s: float) -> None:
+    def __init__(
+        self, url: str, headers: dict[str, str], timeout_s: float, source: str | None = None
+    ) -> None:
         """Describe the server; connections are opened when they are needed.
 
         Args:
             url: http(s)://host:port, with a path that goes before each route's.
             headers: sent with each request.
             timeout_s: of a connection, and between two pieces of an answer.
+            source: address of this machine to connect from; the system chooses by default.
         """
         parts = urlsplit(url if "://" in url else f"http://{url}")
         self._host = parts.hostname or ""
@@ -52,6 +55,7 @@ class HttpClient:
         self._prefix = parts.path.rstrip("/")
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._timeout_s = timeout_s
+        self._source = None if source is None else (source, 0)
         self._idle: deque[socket.socket] = deque()
         more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._head = f"host: {parts.netloc}\r\ncontent-type: application/json\r\n{more}"
@@ -85,7 +89,8 @@ class HttpClient:
             self._idle.pop().close()
 
     def _connect(self) -> socket.socket:
-        connection = socket.create_connection((self._host, self._port), self._timeout_s)
+        address = (self._host, self._port)
+        connection = socket.create_connection(address, self._timeout_s, self._source)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             return self._tls.wrap_socket(connection, server_hostname=self._host)

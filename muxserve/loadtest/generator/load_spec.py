@@ -18,6 +18,7 @@ class Job(BaseModel):
     Attributes:
         url: of the server; host:port for gRPC and for a handle's bridge.
         path: of the HTTP route, where it is not the kind's own.
+        source: address to connect from, of requests to ``/predict``.
         scale: share of the load that each Locust user sends.
         users: Locust users in all, one per process.
         texts: JSONL file that ``write_texts`` wrote.
@@ -32,6 +33,7 @@ class Job(BaseModel):
     texts: Path
     results: Path | None = None
     path: str | None = None
+    source: str | None = None
     model: str = ""
     texts_per_request: int = 16
     headers: dict[str, str] = {}

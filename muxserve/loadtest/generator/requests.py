@@ -63,7 +63,14 @@ class PredictSpeaker:
     """``POST /predict``, or any route that takes a prepared body."""
 
     def __init__(
-        self, url: str, path: str, headers: dict[str, str], timeout_s: float, *, single: bool
+        self,
+        url: str,
+        path: str,
+        headers: dict[str, str],
+        timeout_s: float,
+        *,
+        single: bool,
+        source: str | None = None,
     ) -> None:
         """Prepare for one route.
 
@@ -72,11 +79,12 @@ class PredictSpeaker:
             headers: more of them.
             timeout_s: of connections.
             single: each request has one text, given as a text and not as a list.
+            source: address to connect from.
         """
         self.name = path
         self._path = path
         self._single = single
-        self._client = HttpClient(url, headers, timeout_s)
+        self._client = HttpClient(url, headers, timeout_s, source)
 
     def prepare(self, texts: list[Text]) -> Request:
         (first, *_) = texts

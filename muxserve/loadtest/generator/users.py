@@ -163,7 +163,12 @@ class _PredictUser(MuxUser):
 
     def speaker(self, job: Job) -> Speaker:
         return PredictSpeaker(
-            job.url, job.path or "/predict", job.headers, job.timeout_s, single=self.single
+            job.url,
+            job.path or "/predict",
+            job.headers,
+            job.timeout_s,
+            single=self.single,
+            source=job.source,
         )
 
 

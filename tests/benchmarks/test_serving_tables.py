@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxserve.bench.serving_report import as_markdown, from_load_tests, plot, summary
+from benchmarks.serving import as_markdown, from_load_tests, plot, summary
 
 SATURATE = {"shape": "saturate", "seconds": 12.0, "warm_up_s": 2.0}
 BURST = {"shape": "burst", "rate_per_s": 50.0, "factor": 10.0, "steady_s": 15.0, "burst_s": 30.0}

@@ -1,1 +1,0 @@
-"""Measuring: texts, families for timing, the offline loop, HTTP clients, the machine."""
