@@ -1,6 +1,6 @@
 """Parts of speech of English words.
 
-``serve run deployments.part_of_speech:app``, with settings as ``engine.latency_target_ms=20``.
+``serve run deployments.part_of_speech:app``, with settings such as ``engine.latency_target_ms=20``.
 """
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from muxserve.serving.config import ServeConfig
 
 
 class PartOfSpeechConfig(ServeConfig):
-    """Settings of this application: those of every other, with the shipped family as default."""
+    """The settings of every application, with the shipped family as default."""
 
     family: str = Field(
         "part-of-speech", min_length=1, description="A shipped family, or a folder."

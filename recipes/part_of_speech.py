@@ -1,8 +1,8 @@
 """Train the shipped part-of-speech family: ``python -m recipes.part_of_speech --help``.
 
-Labels of words are dense enough to need no teacher: N=1 learns from them, and the larger N from
-them and from N=1. Keys, gates and layers start from the sentiment family's, which can tell slots
-apart already.
+Labels of words are dense enough without a teacher: N=1 learns from them, and the larger N from them
+and from N=1. Keys, gates and layers start from the sentiment family's, which already tell slots
+apart.
 """
 
 from pathlib import Path
@@ -16,24 +16,18 @@ from muxserve.models.family import resolve
 from muxserve.models.heads import IGNORED
 from muxserve.models.tokenizer_file import read_tokenizer_file
 from muxserve.training import checksums
-from muxserve.training.data.labelled import checksum
 from muxserve.training.data.tags import tagged_rows
-from muxserve.training.distil.distillation import (
-    WEIGHTS,
-    build_student,
-    fastest_device,
-    save_family,
-)
+from muxserve.training.distil.family import WEIGHTS, Lesson, train_student
 from muxserve.training.distil.goals import token_goals
 from muxserve.training.distil.growth import start_from
-from muxserve.training.distil.multiplex import distill
-from muxserve.training.distil.student import cut_tokenizer
-from muxserve.training.evaluation import tagged_examples, watch
+from muxserve.training.distil.student import build_student, cut_tokenizer
+from muxserve.training.evaluation.examples import tagged_examples
 from muxserve.training.pretrained import read_encoder
 from muxserve.training.recipe import DistillSettings
-from muxserve.training.work_folder import built_whole, check_empty, claimed
+from muxserve.training.run_log import logged_plainly
+from muxserve.training.work_folder import check_empty, claimed
 from recipes.brown import LABELS, brown
-from recipes.program import logged_plainly, run
+from recipes.command import run
 
 WIDTHS = [1, 2, 5]
 LAYERS = 5
@@ -53,7 +47,7 @@ def train(
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     seed: int = 0,
 ) -> None:
-    """Train every width of the part-of-speech family, resuming where possible."""
+    """Train every N of the part-of-speech family; a stopped run resumes."""
     check_empty(out)
     texts, dev = brown(corpus, "train"), brown(corpus, "dev")
     encoder, base_tokenizer = read_encoder(base)
@@ -65,10 +59,10 @@ def train(
     settings = DistillSettings(steps=steps, retrieval_share=0, bf16=bf16, seed=seed)
     rows = tagged_rows(tokenizer, texts, MAX_LENGTH)
     recipe = {
-        "distill": settings.model_dump(mode="json", exclude={"save_every_s"}),
+        "distill": settings.what_is_computed(),
         "network": [LAYERS, WORD_PIECES, MAX_LENGTH, *WIDTHS],
-        "content of texts": checksum([*texts.texts, *dev.texts]),
-        "content of tags": checksum([str(tags) for tags in [*texts.tags, *dev.tags]]),
+        "content of texts": checksums.of_texts([*texts.texts, *dev.texts]),
+        "content of tags": checksums.of_texts([str(tags) for tags in [*texts.tags, *dev.tags]]),
         "content of base": checksums.of_tensors(encoder.state),
         "content of tokenizer": checksums.of_tokenizer(tokenizer),
         "content of start": checksums.of_tensors(trained),
@@ -85,17 +79,13 @@ def train(
             task="token-classification",
         )
         start_from(student, trained, encoder, pieces)
-        student.to(fastest_device())  # type: ignore[arg-type]
-        distill(
-            student,
+        lesson = Lesson(
             rows.ids,
             token_goals(rows.labels, len(LABELS), IGNORED),
-            settings,
-            work / "distil.pt",
-            evaluate=watch(student, tagged_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
+            tagged_examples(tokenizer, dev, MAX_LENGTH),
+            "dev accuracy",
         )
-        with built_whole(out) as building:
-            save_family(student.cpu(), tokenizer, building, name="part-of-speech")
+        train_student(student, tokenizer, lesson, settings, work, out, name="part-of-speech")
 
 
 if __name__ == "__main__":

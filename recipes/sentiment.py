@@ -1,7 +1,7 @@
 """Train the shipped sentiment family: ``python -m recipes.sentiment --help``.
 
-Teacher, soft labels, student and multiplexed distillation, each stage kept in the work folder, so
-that a run that was stopped goes on with the stage it was in.
+Teacher, soft labels, student and multiplexed distillation: each stage is kept in the work folder,
+and a run that was stopped resumes in the stage it was in.
 """
 
 import logging
@@ -18,24 +18,20 @@ from torch.nn.functional import one_hot
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from muxserve.training import checksums
-from muxserve.training.data.labelled import LabelledTexts, checksum
-from muxserve.training.distil.distillation import build_student, fastest_device, save_family
+from muxserve.training.data.batches import token_ids
+from muxserve.training.data.labelled import LabelledTexts
+from muxserve.training.distil.family import Lesson, fastest_device, train_student
 from muxserve.training.distil.goals import Goals
 from muxserve.training.distil.growth import start_from
-from muxserve.training.distil.multiplex import distill
-from muxserve.training.distil.student import cut_tokenizer
-from muxserve.training.distil.teacher import (
-    accuracy,
-    fine_tune,
-    kept_soft_labels,
-    soft_labels,
-    token_ids,
-)
-from muxserve.training.evaluation import labelled_examples, watch
+from muxserve.training.distil.student import build_student, cut_tokenizer
+from muxserve.training.distil.teacher import fine_tune, kept_soft_labels, soft_labels
+from muxserve.training.evaluation.examples import labelled_examples
+from muxserve.training.evaluation.quality import accuracy
 from muxserve.training.pretrained import read_encoder
 from muxserve.training.recipe import DistillSettings
+from muxserve.training.run_log import logged_plainly
 from muxserve.training.work_folder import built_whole, check_empty, claimed
-from recipes.program import logged_plainly, run
+from recipes.command import run
 from recipes.sentiment_data import LABELS, chunks, held_out, training_reviews
 
 log = logging.getLogger(__name__)
@@ -44,7 +40,7 @@ WIDTHS = [1, 2, 5, 10]
 LAYERS = 6
 WORD_PIECES = 12_000
 MAX_LENGTH = 128
-#: Sentences that are measured on, not trained on.
+#: Sentences that are measured on and not trained on.
 HELD_OUT = 1000
 #: How much a whole review's label counts beside the teacher's logits for a piece of it.
 REVIEW_LABEL_LOGIT = 1.0
@@ -72,7 +68,7 @@ def train(
     bf16: Annotated[bool, typer.Option(help="Matrix products in bfloat16.")] = False,
     seed: int = 0,
 ) -> None:
-    """Train every width of the sentiment family from a pretrained BERT, resuming where possible."""
+    """Train every N of the sentiment family from a pretrained BERT; a stopped run resumes."""
     check_empty(out)
     sentences, reviews = training_reviews()
     sentences, dev = held_out(sentences, HELD_OUT, seed)
@@ -87,17 +83,18 @@ def train(
         seed=seed,
     )
     recipe = {
-        "distill": settings.model_dump(mode="json", exclude={"save_every_s"}),
+        "distill": settings.what_is_computed(),
         "network": [LAYERS, WORD_PIECES, MAX_LENGTH, *WIDTHS],
         "teacher_steps": teacher_steps,
         "soft_texts": soft_texts,
-        "content of texts": checksum([*sentences.texts, *dev.texts, *pieces.texts]),
-        "content of labels": checksum([str([sentences.labels, dev.labels, pieces.labels])]),
+        "content of texts": checksums.of_texts([*sentences.texts, *dev.texts, *pieces.texts]),
+        "content of labels": checksums.of_texts(
+            [str([sentences.labels, dev.labels, pieces.labels])]
+        ),
         "content of base": checksums.of_tensors(encoder.state),
         "content of tokenizer": checksums.of_tokenizer(base_tokenizer),
         "content of start": None if trained is None else checksums.of_tensors(trained),
     }
-    device = fastest_device()
     with logged_plainly(), claimed(work, recipe):
         texts = LabelledTexts(
             sentences.texts + pieces.texts[:soft_texts],
@@ -111,7 +108,8 @@ def train(
             base, work, base_tokenizer, mixed, steps=teacher_steps, bf16=bf16, seed=seed
         )
         on_dev = soft_labels(teacher, base_tokenizer, dev.texts, max_length=MAX_LENGTH)
-        log.info("teacher dev accuracy %.4f", accuracy(torch.stack(on_dev), dev.labels))
+        right = accuracy(torch.stack(on_dev), torch.tensor(dev.labels))
+        log.info("teacher dev accuracy %.4f", right)
         logits = kept_soft_labels(
             work, teacher, base_tokenizer, texts.texts, max_length=MAX_LENGTH, bf16=bf16
         )
@@ -123,18 +121,15 @@ def train(
         )
         if trained is not None:
             start_from(student, trained, encoder, {i: i for i in range(len(kept))})
-        student.to(device)  # type: ignore[arg-type]
-        distill(
-            student,
+        lesson = Lesson(
             token_ids(tokenizer, texts.texts, MAX_LENGTH),
             Goals(targets),
-            settings,
-            work / "distil.pt",
-            evaluate=watch(student, labelled_examples(tokenizer, dev, MAX_LENGTH), "dev accuracy"),
-            evaluate_every=1000,
+            labelled_examples(tokenizer, dev, MAX_LENGTH),
+            "dev accuracy",
         )
-        with built_whole(out) as building:
-            save_family(student.cpu(), tokenizer, building, name="sentiment")
+        train_student(
+            student, tokenizer, lesson, settings, work, out, name="sentiment", evaluate_every=1000
+        )
 
 
 def _teacher(
@@ -147,7 +142,7 @@ def _teacher(
     bf16: bool,
     seed: int,
 ) -> PreTrainedModel:
-    """The teacher, fine-tuned once and kept."""
+    """The teacher, fine-tuned once and saved."""
     folder = work / "teacher"
     device = fastest_device()
     if not folder.exists():
@@ -174,9 +169,9 @@ def _teacher(
 
 
 def _own_labels(labels: Sequence[int], sentences: int) -> torch.Tensor:
-    """What texts' own labels add to a teacher's logits, [texts, labels]; sentences come first."""
+    """What the texts' own labels add to the teacher's logits, [texts, labels]; sentences first."""
     own = one_hot(torch.tensor(labels), len(LABELS)).float() * 2 - 1
-    # A sentence's own label is a person's word on that sentence; a piece's is its review's.
+    # A person labelled each sentence; a piece has only the label of its whole review.
     weight = torch.full((len(labels), 1), REVIEW_LABEL_LOGIT)
     weight[:sentences] = 2 * REVIEW_LABEL_LOGIT
     return own * weight

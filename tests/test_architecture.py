@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,21 @@ ALLOWED = {
     "serving": {"errors", "extras", "models", "engine", "triton"},
     "planning": {"errors", "models", "engine"},
     "measure": {"errors", "models", "engine"},
-    "loadtest": {"errors", "extras", "models", "engine", "triton", "measure"},
+    "loadtest": {"errors", "extras", "models", "engine", "triton", "measure", "planning"},
+}
+#: What each room of ``serving`` may import of the others: folders, and modules that stand alone.
+#: Every other module is ``core``.
+SERVING = {
+    "errors": set(),
+    "security": set(),
+    "listening": {"errors"},
+    "config": {"listening", "security"},
+    "access": {"errors", "security", "config"},
+    "core": {"errors", "security", "config", "listening", "access"},
+    "protocols": {"errors", "security", "config", "listening", "access", "core"},
+    "ray": {"errors", "security", "config", "listening", "access", "core", "protocols"},
+    "app": {"errors", "security", "config", "access", "ray"},
+    "manifest": {"config", "app"},
 }
 WITHOUT_RAY = {"errors", "extras", "models", "engine", "training", "triton", "planning", "measure"}
 MOST_LINES = 400
@@ -54,6 +69,27 @@ def test_imports_go_one_way(file):
     assert used <= ALLOWED[package] | {package}
     if package in WITHOUT_RAY:
         assert not any(name.split(".")[0] == "ray" for name in imports(file))
+
+
+def room_of(parts: Sequence[str]) -> str:
+    """The room of ``serving`` that a module is in, by its path below it."""
+    return parts[0] if parts[0] in SERVING else "core"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [file for file in MODULES if package_of(file) == "serving" and file.stem != "__init__"],
+    ids=lambda file: str(file.relative_to(PACKAGE / "serving")),
+)
+def test_imports_within_serving_go_one_way(file):
+    room = room_of(file.relative_to(PACKAGE / "serving").with_suffix("").parts)
+    modules = {str(one.relative_to(PACKAGE.parent).with_suffix("")) for one in MODULES}
+    used = {
+        room_of(name.split(".")[2:])
+        for name in imports(file)
+        if name.startswith("muxserve.serving.") and name.replace(".", "/") in modules
+    }
+    assert used <= SERVING[room] | {room}
 
 
 @pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -18,10 +18,12 @@ from muxserve.serving import errors as _http_errors  # noqa: F401 - defines more
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.metrics import SERIES
 from muxserve.serving.protocols.schemas import PredictRequest
+from tests.monitoring.checks import anchors
 
 ROOT = Path(__file__).parents[1]
 SERVING = (ROOT / "docs" / "serving.md").read_text()
 MODELS = (ROOT / "docs" / "models.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("k8s/*.md")]
 
 
 def settings(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -50,6 +52,17 @@ def test_every_error_code_is_documented_with_its_status(error):
         return  # at start, not over HTTP
     lines = [line for line in SERVING.splitlines() if f"`{error.code}`" in line]
     assert any(str(error.status) in line.split("|")[1] for line in lines), error.code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, heading = link.partition("#")
+        if path.startswith("https:"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in anchors(target), link
 
 
 def test_every_field_of_predict_is_documented():

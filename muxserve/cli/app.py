@@ -1,4 +1,4 @@
-"""What every command shares: the app, its options, and how a mistake is told.
+"""What the commands share: the app, its options, and how errors are reported.
 
 A user's mistake is one line on stderr and exit code 2.
 """
@@ -18,7 +18,7 @@ from muxserve.errors import MuxserveError, one_line
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
-#: A bar appears only where the work takes longer than this.
+#: A bar appears only if the work takes longer than this.
 BAR_DELAY_S = 2.0
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def told_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends; there is nobody to read it.
+        # The interpreter flushes stdout once more when it ends, and nobody is left to read it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(EXIT_BROKEN_PIPE) from None
     except (MuxserveError, ValueError, OSError) as error:

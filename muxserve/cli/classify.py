@@ -16,9 +16,9 @@ from muxserve.errors import InvalidInput
 if TYPE_CHECKING:
     from muxserve.engine.scores import Classification, Tagging
 
-#: Texts read, answered and printed at a time: enough to fill every slot of a few batches.
+#: Texts that are read, answered and printed at a time: they fill every slot of a few batches.
 CHUNK_TEXTS = 1024
-#: Forward times only size the batches here, so a rough measurement does.
+#: Forward times only size the batches here, so rough ones are enough.
 WARM_UP_S = 0.5
 
 

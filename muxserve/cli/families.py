@@ -14,7 +14,7 @@ from muxserve.errors import MuxserveError
 
 if TYPE_CHECKING:
     from muxserve.models.family import Family
-    from muxserve.training.evaluation import Measured
+    from muxserve.training.evaluation.quality import Measured
 
 
 class Precision(StrEnum):
@@ -117,7 +117,8 @@ def evaluate(
         read_labelled,
         read_tagged,
     )
-    from muxserve.training.evaluation import deviations, evaluate_family, store_measured
+    from muxserve.training.evaluation.quality import evaluate_family
+    from muxserve.training.evaluation.stated import deviations, store_measured
 
     folder = resolve(family)
     spec = read_spec(folder)

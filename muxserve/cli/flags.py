@@ -1,4 +1,4 @@
-"""Flags of a command from the fields of a pydantic model, so that each setting is said once."""
+"""Flags of a command from the fields of a pydantic model, so each setting is defined once."""
 
 import inspect
 from collections.abc import Callable
@@ -17,11 +17,11 @@ def flags_of(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag for each field of ``model``; it gets them as keyword arguments.
 
-    A flag that is not given is None, so that a file's settings can stand behind it.
+    A flag that is not given is None, so a file's setting can take its place.
 
     Args:
-        model: whose fields.
-        leave_out: fields without a flag.
+        model: the model.
+        leave_out: fields that get no flag.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,7 +60,7 @@ def _help(field: FieldInfo) -> str:
 class SeveralWidths(TyperCommand):
     """A command whose option ``--num-instances`` takes every number that follows it.
 
-    A number elsewhere is no N.
+    Numbers elsewhere are left alone.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 from muxserve.cli.app import app, told_in_one_line
 from muxserve.errors import InvalidInput, MuxserveError
 
-#: A patch is not what its settings file says.
+#: Exit code where a patch differs from its settings file.
 EXIT_DIFFERS = 1
 
 
@@ -52,7 +52,7 @@ def kubernetes(
         raise InvalidInput("--write and --check: give one of them")
     if len(files) > 1 and not (write or check):
         raise InvalidInput("several files: give --write, or --check")
-    # As `serve run` does: applications are modules of the folder that one is in.
+    # As in `serve run`: applications are modules of the current folder.
     sys.path.insert(0, ".")
     differing = False
     for file in files:

@@ -21,7 +21,7 @@ from muxserve.extras import require
 if TYPE_CHECKING:
     from muxserve.loadtest.run import Progress
 
-#: A threshold failed the run; a server did not start, died or answered nothing.
+#: Exit codes: a threshold failed the run; a server did not start, died or answered nothing.
 EXIT_THRESHOLD, EXIT_INCOMPLETE = 1, 3
 
 
@@ -99,7 +99,6 @@ def run(
     """
     from muxserve.loadtest.report.files import prepare_folder, write_report
     from muxserve.loadtest.report.thresholds import check, parse_threshold
-    from muxserve.loadtest.run import Runner
     from muxserve.loadtest.scenario.overrides import at_url, lengthened, with_key
     from muxserve.loadtest.scenario.scenario import read_scenario
 
@@ -113,7 +112,10 @@ def run(
         chosen = with_key(chosen, key_file)
     folder = out or Path(f"loadtest-{chosen.name}")
     prepare_folder(folder)
-    # What was started for the test must not stay behind, however it is ended.
+
+    from muxserve.loadtest.run import Runner
+
+    # However the test ends, nothing that was started for it may stay behind.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with _Display() as display:

@@ -1,9 +1,6 @@
 """``muxserve plan``: how many replicas a load needs at each N, by simulation."""
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,24 +10,13 @@ from muxserve.cli.app import FamilyOption, JsonOption, app, table, told_in_one_l
 from muxserve.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from muxserve.engine.times import ForwardTimes
-    from muxserve.models.family import FamilySpec
-    from muxserve.planning.simulation import Phase, Simulated, SimulatedText
+    from muxserve.planning.simulation import Phase
+    from muxserve.planning.times_file import MachineTimes
 
-#: More than this many simulated texts take minutes.
+#: More simulated texts than this take minutes.
 MOST_TEXTS = 200_000
-#: Timeline entries that are printed.
-TIMELINE = 12
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Forward times of a family on some machine."""
-
-    family: str
-    in_flight: int
-    times: "ForwardTimes"
-    machine: dict[str, str]
+#: Texts that are generated for their lengths, where none are given.
+GENERATED_TEXTS = 500
 
 
 @app.command()
@@ -76,10 +62,6 @@ def plan(
       muxserve plan --rate 50 --save-times times.json
       muxserve plan --rate 5000 --times times.json --texts mine.txt --json
     """
-    from muxserve.engine.tokens import TextEncoder
-    from muxserve.models.family import Family
-    from muxserve.planning.simulation import poisson_arrivals
-
     phases = parse_rate(rate)
     expected = sum(phase.rate * phase.seconds for phase in phases)
     if expected > MOST_TEXTS:
@@ -90,20 +72,25 @@ def plan(
         )
     if times is not None and save_times is not None:
         raise InvalidInput("--save-times writes what is measured; leave --times out", field="times")
+
+    from muxserve.engine.tokens import TextEncoder
+    from muxserve.measure.texts import generated_texts
+    from muxserve.models.family import Family
+    from muxserve.planning.simulation import poisson_arrivals
+    from muxserve.planning.sizing import size_each_choice
+    from muxserve.planning.times_file import MachineTimes
+
     loaded = Family.load(family, widths=[])
-    lengths = [
-        len(one.ids)
-        for one in TextEncoder(loaded.tokenizer, loaded.spec.max_length).encode(
-            _texts(texts) if texts else _generated(loaded.tokenizer)
-        )
-    ]
-    measured = _read(times) if times else _measure(family)
+    sample = _texts(texts) if texts else generated_texts(loaded.tokenizer, GENERATED_TEXTS)
+    encoder = TextEncoder(loaded.tokenizer, loaded.spec.max_length)
+    lengths = [len(one.ids) for one in encoder.encode(sample)]
+    measured = MachineTimes.read(times) if times else _measure(family)
     if save_times is not None:
-        save_times.write_text(json.dumps(_dump(measured), indent=1) + "\n", encoding="utf-8")
+        measured.write(save_times)
     arrivals = poisson_arrivals(phases, lengths, seed)
     if not arrivals:
         raise InvalidInput("--rate: no text would arrive; raise it or make it longer", field="rate")
-    rows = _answers(arrivals, measured, loaded.spec, target_ms / 1000, max_replicas)
+    sizings = size_each_choice(arrivals, measured, loaded.spec, target_ms / 1000, max_replicas)
     seconds = sum(phase.seconds for phase in phases)
     report = {
         "family": loaded.spec.name,
@@ -114,12 +101,12 @@ def plan(
         "in_flight": measured.in_flight,
         "plans": [
             {
-                **row.summary(),
-                "cost_per_hour": row.replicas * cost_per_hour,
-                "cost_per_million_texts": row.replicas * cost_per_hour * seconds / 3600
+                **one.summary(),
+                "cost_per_hour": one.replicas * cost_per_hour,
+                "cost_per_million_texts": one.replicas * cost_per_hour * seconds / 3600
                 / len(arrivals) * 1e6,
             }
-            for row in rows
+            for one in sizings
         ],
     }  # fmt: skip
     typer.echo(
@@ -129,45 +116,8 @@ def plan(
     )
 
 
-@dataclass(frozen=True)
-class Row:
-    """The fewest replicas that hold the target at one choice of N, or the most that were tried.
-
-    ``forwards`` is how many all replicas run at once.
-    """
-
-    choice: str
-    replicas: int
-    forwards: int
-    meets_target: bool
-    simulated: "Simulated"
-    quality: float | None
-
-    def summary(self) -> dict[str, Any]:
-        """The figures of this row, and N over time; a quantile that was shed is None."""
-        one = self.simulated
-        return {
-            "num_instances": self.choice,
-            "replicas": self.replicas,
-            "meets_target": self.meets_target,
-            "mean_num_instances": _finite(one.mean_num_instances),
-            "p50_ms": _finite(1000 * one.quantile_s(0.5)),
-            "p99_ms": _finite(1000 * one.quantile_s(0.99)),
-            "shed": one.shed,
-            "utilization": one.busy_s / one.seconds / self.forwards if one.seconds else 0.0,
-            "occupancy": one.filled_slots / one.slots if one.slots else 1.0,
-            "quality": self.quality,
-            "timeline": _timeline(one),
-        }
-
-
-def _finite(value: float) -> float | None:
-    """What JSON can say: infinity and NaN are no numbers there."""
-    return value if math.isfinite(value) else None
-
-
 def parse_rate(rate: str) -> "list[Phase]":
-    """``"300"`` as 30 seconds of 300 texts per second, ``"100:30,1000:5"`` as said.
+    """Parse ``"100:30,1000:5"``, in texts per second and seconds; ``"300"`` lasts 30 seconds.
 
     Raises:
         InvalidInput: for anything else.
@@ -190,98 +140,24 @@ def parse_rate(rate: str) -> "list[Phase]":
     return phases
 
 
-def _answers(
-    arrivals: "Sequence[SimulatedText]",
-    measured: Measured,
-    spec: "FamilySpec",
-    target_s: float,
-    max_replicas: int,
-) -> list[Row]:
-    from muxserve.engine.config import EngineConfig
-    from muxserve.engine.widths import allowed_widths
-
-    known = [n for n in measured.times.widths if n in {m.num_instances for m in spec.members}]
-    if not known:
-        raise InvalidInput(
-            f"the times are of N={measured.times.widths}, the family has other members",
-            field="times",
-        )
-    elastic = allowed_widths(spec, known, EngineConfig())
-    choices = [(str(n), [n]) for n in known]
-    if len(elastic) > 1:
-        choices.append(("elastic", elastic))
-    return [
-        _fewest(name, widths, arrivals, measured, spec, target_s, max_replicas)
-        for name, widths in choices
-    ]
+def _texts(file: Path) -> list[str]:
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{file}: not UTF-8 at byte {error.start}", field="texts") from None
+    if not lines:
+        raise InvalidInput(f"{file}: no text in it", field="texts")
+    return lines
 
 
-def _fewest(
-    name: str,
-    widths: list[int],
-    arrivals: "Sequence[SimulatedText]",
-    measured: Measured,
-    spec: "FamilySpec",
-    target_s: float,
-    max_replicas: int,
-) -> Row:
-    """The fewest replicas that meet the target, found by doubling and then halving the step."""
-    from muxserve.planning.simulation import Replicas, simulate
+def _measure(family: str) -> "MachineTimes":
+    from muxserve.engine.engine import Engine
+    from muxserve.measure.machine import describe
+    from muxserve.planning.times_file import MachineTimes
 
-    done: dict[int, Simulated] = {}
-
-    def meets(count: int) -> bool:
-        replicas = Replicas(count, widths, target_s, in_flight=measured.in_flight)
-        done[count] = simulate(arrivals, measured.times, replicas)
-        return done[count].shed == 0 and done[count].quantile_s(0.99) <= target_s
-
-    high = 1
-    while not meets(high) and high < max_replicas:
-        high = min(2 * high, max_replicas)
-    low = high // 2
-    while high - low > 1 and low >= 1:
-        middle = (low + high) // 2
-        if meets(middle):
-            high = middle
-        else:
-            low = middle
-    simulated = done[high]
-    return Row(
-        name,
-        high,
-        high * measured.in_flight,
-        simulated.shed == 0 and simulated.quantile_s(0.99) <= target_s,
-        simulated,
-        _quality(simulated.num_instances, spec),
-    )
-
-
-def _quality(num_instances: Sequence[int], spec: "FamilySpec") -> float | None:
-    """Mean measured quality of the N that served; None where one was not measured."""
-    of = {m.num_instances: m.quality.value for m in spec.members if m.quality is not None}
-    if not num_instances or any(n not in of for n in set(num_instances)):
-        return None
-    return sum(of[n] for n in num_instances) / len(num_instances)
-
-
-def _timeline(one: "Simulated") -> list[dict[str, float]]:
-    """Arrivals per second, mean N and mean latency of equal stretches of time, by arrival."""
-    if not one.arrivals_s:
-        return []
-    width = max(one.arrivals_s) / TIMELINE or 1.0
-    stretches: list[list[int]] = [[] for _ in range(TIMELINE)]
-    for index, arrival_s in enumerate(one.arrivals_s):
-        stretches[min(TIMELINE - 1, int(arrival_s / width))].append(index)
-    return [
-        {
-            "from_s": number * width,
-            "texts_per_s": len(stretch) / width,
-            "mean_num_instances": sum(one.num_instances[i] for i in stretch) / len(stretch),
-            "mean_ms": 1000 * sum(one.latencies_s[i] for i in stretch) / len(stretch),
-        }
-        for number, stretch in enumerate(stretches)
-        if stretch
-    ]
+    typer.echo(f"measuring forward times of {family} here ...", err=True)
+    with Engine.from_family(family) as engine:
+        return MachineTimes(family, engine.in_flight, engine.times, describe())
 
 
 def _as_text(report: dict[str, Any], priced: bool) -> str:
@@ -324,54 +200,3 @@ def _as_text(report: dict[str, Any], priced: bool) -> str:
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _texts(file: Path) -> list[str]:
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{file}: not UTF-8 at byte {error.start}", field="texts") from None
-    if not lines:
-        raise InvalidInput(f"{file}: no text in it", field="texts")
-    return lines
-
-
-def _generated(tokenizer: Any) -> list[str]:
-    from muxserve.measure.texts import generated_texts
-
-    return generated_texts(tokenizer, 500)
-
-
-def _measure(family: str) -> Measured:
-    from muxserve.engine.engine import Engine
-    from muxserve.measure.machine import describe
-
-    typer.echo(f"measuring forward times of {family} here ...", err=True)
-    with Engine.from_family(family) as engine:
-        return Measured(family, engine.in_flight, engine.times, describe())
-
-
-def _dump(measured: Measured) -> dict[str, Any]:
-    return {
-        "family": measured.family,
-        "machine": measured.machine,
-        "in_flight": measured.in_flight,
-        **measured.times.dump(),
-    }
-
-
-def _read(file: Path) -> Measured:
-    from muxserve.engine.times import ForwardTimes
-
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        return Measured(
-            str(values["family"]),
-            int(values["in_flight"]),
-            ForwardTimes.load(values),
-            dict(values["machine"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(
-            f"{file}: not what --save-times writes ({error})", field="times"
-        ) from None

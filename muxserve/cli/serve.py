@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class Proxy(StrEnum):
-    """What takes HTTP."""
+    """What receives HTTP."""
 
     PYTHON = "python"
     HAPROXY = "haproxy"
     NONE = "none"
 
 
-#: What Ray must be told for each proxy, whatever the environment says: it would open ports beside
-#: ours (direct ingress), which others may share without knowing.
+#: Ray's settings for each proxy, whatever the environment says: Ray would open ports beside ours
+#: (direct ingress), which other servers may share without knowing.
 RAY_SETTINGS: dict[Proxy, dict[str, str]] = {
     Proxy.PYTHON: {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"},
     Proxy.HAPROXY: {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # Nothing stands before this HAProxy that would have to notice first: end at once.
+        # Nothing stands before this HAProxy that has to notice first, so it may end at once.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     },
     Proxy.NONE: {
@@ -81,15 +81,9 @@ def serve(
         os.environ.update(_ports_behind_haproxy())
     # Ray's proxies would believe any X-Forwarded-For of this machine; see security.trusted_proxies.
     os.environ["FORWARDED_ALLOW_IPS"] = ""
-    # Ray's own default for a Ray that it starts; said outright, it needs no warning.
+    # Ray's own default for a Ray that it starts; set explicitly, it brings no warning.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        from muxserve.serving.app import build_app
-        from muxserve.serving.config import ServeConfig
-        from muxserve.serving.ray.local import serve_until_stopped
-        from muxserve.serving.ray.placement import needs
-    except ModuleNotFoundError as error:
-        raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
+    from muxserve.serving.config import ServeConfig
 
     check_port_is_free(host, port, "--port")
     values = dict(_key_value(setting) for setting in settings or [])
@@ -105,6 +99,13 @@ def serve(
         check_port_is_free(listening.direct_host, listening.direct_port, "ingress.direct_port")
     if listening.grpc_port is not None:
         check_port_is_free(listening.direct_host, listening.grpc_port, "ingress.grpc_port")
+    try:
+        from muxserve.serving.app import build_app
+        from muxserve.serving.ray.local import serve_until_stopped
+        from muxserve.serving.ray.placement import needs
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"serving needs Ray ({error}): pip install 'ray[serve]'") from None
+
     built = build_app(config)
     typer.echo(f"starting {family} on http://{host}:{port} ...", err=True)
     serve_until_stopped(
@@ -117,8 +118,10 @@ def serve(
 
 
 def _ports_behind_haproxy() -> dict[str, str]:
-    """Ports of this server alone: Ray's own choice is the same for each of its clusters, and the
-    kernel would spread HAProxy's calls over the replicas of all of them.
+    """Ports that only this server uses.
+
+    Ray's own choice is the same for all of its clusters on a machine, and the kernel would spread
+    HAProxy's calls over the replicas of all of them.
     """
     first = free_block(_BEHIND_HAPROXY)
     return {

@@ -12,7 +12,7 @@ from muxserve.cli.flags import SeveralWidths, flags_of
 from muxserve.errors import InvalidInput
 from muxserve.extras import require
 from muxserve.training.recipe import DistillSettings, FamilyRecipe, Stage, StageRecipe
-from recipes.program import logged_plainly
+from muxserve.training.run_log import logged_plainly
 
 train = typer.Typer(
     help="Train a family.", no_args_is_help=True, rich_markup_mode=None, add_completion=False

@@ -1,8 +1,8 @@
-"""What runs next: whose turn it is, at which N, with which texts.
+"""The next batch: whose turn it is, at which N, with which texts.
 
-In: the texts that wait, by turns, those in forwards that run, and who floods. Out: a batch, or how
-many texts are worth waiting for. A pure function, so that the simulation and the engine do the
-same; it joins the policy and the planner.
+In: the waiting texts in order of turns, those in running forwards, and the callers that flood. Out:
+a batch, or how many texts to wait for. A pure function that joins the policy and the planner, so
+the simulation and the engine do the same.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,11 +14,11 @@ from muxserve.engine.times import ForwardTimes
 
 
 class WaitingOfCaller(Waiting, Protocol):
-    """A text that waits, and whose it is."""
+    """A waiting text and its caller."""
 
     @property
     def caller(self) -> str:
-        """Who asks."""
+        """Name of the caller."""
 
 
 W = TypeVar("W", bound=WaitingOfCaller)
@@ -39,18 +39,17 @@ def next_batch(
 ) -> Plan[W] | int:
     """The next batch, or how many texts are enough for one.
 
-    Where a caller floods, who asks for little is served as if there were no flood: his texts are in
-    batches of their own, at the N that they need, and he waits for a turn of the flood at most.
-    Turns of a flood are short.
+    While a caller floods, callers that ask for little are served as if it did not: their texts get
+    batches of their own, at the N that they need, and wait for at most one turn of the flood. Turns
+    of a flood are short.
 
     Args:
-        waiting: each text that waits, the one with the next turn first; not empty.
-        running: each text in the forwards that run now.
-        floods: callers who ask for much beside others who ask for little; empty where there are
-            none.
-        times, widths, target_s, in_flight, max_groups: as of ``policy.decide``.
-        behind: texts that wait behind ``waiting``, where the line is too long to look at.
-        last: no more texts come, so that none are waited for.
+        waiting: the waiting texts, the one with the next turn first; not empty.
+        running: the texts in the forwards that run now.
+        floods: callers that ask for much while others ask for little; may be empty.
+        times, widths, target_s, in_flight, max_groups: as in ``policy.decide``.
+        behind: texts that wait behind ``waiting``, if the line is too long to look at.
+        last: no more texts will come, so none are waited for.
     """
     of_flood = waiting[0].caller in floods
     if floods:
@@ -69,7 +68,7 @@ def next_batch(
         behind=behind,
     )
     n, groups = decision.num_instances, decision.max_groups
-    # Who has waited for a flood's turn waits for no other texts.
+    # A text that has waited for a flood's turn does not wait for other texts too.
     waits = of_flood or not floods
     if waits and len(waiting) < decision.enough and not last:
         return decision.enough

@@ -1,7 +1,7 @@
-"""Where a text can be cut so that its parts have the tokens that they have in the whole.
+"""Where a text can be cut without changing the tokens of its parts.
 
-That is before a space that follows a letter or digit, for tokenizers that never look across one;
-others give no such promise, and theirs are texts that are tokenized whole.
+For tokenizers that never look across a space, that is before a space that follows a letter or a
+digit. Other tokenizers do not promise that, so their texts are tokenized whole.
 """
 
 import json
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 
 def has_word_borders(tokenizer: Tokenizer) -> bool:
-    """Whether the tokenizer's own description says that no token reaches over a space."""
+    """Whether no token spans a space, by the tokenizer's own description."""
     told = json.loads(tokenizer.to_str())
     kinds = {
         part: None if told[part] is None else told[part]["type"]
@@ -41,13 +41,13 @@ def has_word_borders(tokenizer: Tokenizer) -> bool:
 
 
 def _is_one_word(added: dict[str, Any]) -> bool:
-    """An added token may be normalized before it is looked for, which leaves plain words alone."""
+    """Whether an added token is a word that normalizing, which may come first, leaves alone."""
     content = added["content"]
     return not any(map(str.isspace, content)) and (content.isascii() or not added["normalized"])
 
 
 def last_border(text: str, before: int) -> int | None:
-    """The last border up to ``before``, in characters; None where there is none."""
+    """The last border up to ``before``, in characters; None without one."""
     at = text.rfind(" ", 1, before)
     while at > 0 and not text[at - 1].isalnum():
         at = text.rfind(" ", 1, at)
@@ -55,7 +55,7 @@ def last_border(text: str, before: int) -> int | None:
 
 
 def next_border(text: str, after: int) -> int | None:
-    """The first border from ``after`` on, in characters; None where there is none."""
+    """The first border from ``after`` on, in characters; None without one."""
     at = text.find(" ", max(1, after))
     while at > 0 and not text[at - 1].isalnum():
         at = text.find(" ", at + 1)

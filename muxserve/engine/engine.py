@@ -22,11 +22,7 @@ from muxserve.engine.times import grid
 from muxserve.engine.tokens import TextEncoder
 from muxserve.engine.widths import allowed_widths
 from muxserve.engine.workers import Workers
-from muxserve.errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    MuxserveError,
-)
+from muxserve.errors import DeadlineExceeded, InvalidInput, MuxserveError
 from muxserve.models.family import Family
 
 #: Texts of one call to ``classify`` that are submitted together, and such bundles in flight.
@@ -70,6 +66,7 @@ class Engine:
         )
         self.in_flight = executor.in_flight
         self._line = Line(self.config.max_waiting_texts, self.widths[-1])
+        self._waker: Waker | None = None
         self._workers = Workers(
             self._line,
             executor,
@@ -194,11 +191,75 @@ class Engine:
         left_s = None if options.deadline_s is None else options.deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
-                waker = Waker(asyncio.get_running_loop())
-                outcomes = await answer(self, tokens, options, waker)
+                outcomes = await self.predict_async(tokens, options)
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
         return self._classifications(_predictions(outcomes), tokens, raw_scores)
+
+    async def predict_async(
+        self, tokens: Sequence[Tokens], options: RequestOptions
+    ) -> list[Outcome]:
+        """Submit one request and await its outcomes, as ``predict_each``.
+
+        Raises:
+            Overloaded, NotReady, InvalidInput: as ``submit``.
+        """
+        (answer,) = await self.predict_each([(tokens, options)])
+        if isinstance(answer, MuxserveError):
+            try:
+                raise answer
+            finally:
+                # Its traceback holds this frame, which would hold it: a cycle.
+                del answer
+        return answer
+
+    async def predict_each(
+        self, requests: Sequence[tuple[Sequence[Tokens], RequestOptions]]
+    ) -> list[list[Outcome] | MuxserveError]:
+        """Submit requests and await all of their outcomes.
+
+        The event loop is woken once for all of them. Cancelling the awaiting task takes the texts
+        out of the line. A deadline keeps texts from being computed; a caller who does not want to
+        wait longer cancels.
+
+        Args:
+            requests: tokens of each text, and the options; at least one.
+
+        Returns:
+            For each request the outcome of every text, or the error with which it was refused.
+        """
+        loop = asyncio.get_running_loop()
+        waker = self._waker
+        if waker is None or waker.loop is not loop:
+            waker = self._waker = Waker(loop)
+        done: asyncio.Future[None] = loop.create_future()
+        missing = [None] * len(requests)
+
+        def count_down(_: Request) -> None:
+            missing.pop()
+            # Two threads may both find it empty; the loop passes over the second call.
+            if not missing:
+                waker.wake(done)
+
+        submitted: list[Request | MuxserveError] = []
+        for tokens, options in requests:
+            request = Request(tokens, options, count_down)
+            try:
+                self.submit(request)
+                submitted.append(request)
+            except MuxserveError as error:
+                # Without its traceback, which would hold this frame: a cycle.
+                submitted.append(error.with_traceback(None))
+                missing.pop()
+        try:
+            if missing:
+                await done
+        except asyncio.CancelledError:
+            for one in submitted:
+                if isinstance(one, Request):
+                    one.cancel()
+            raise
+        return [one if isinstance(one, MuxserveError) else _outcomes(one) for one in submitted]
 
     def stats(self) -> EngineStats:
         """A copy of the counters."""
@@ -210,7 +271,7 @@ class Engine:
         return self._workers.alive
 
     def check_health(self) -> None:
-        """Raise RuntimeError where it will not answer by itself any more.
+        """Raise where the engine will not recover by itself.
 
         Raises:
             RuntimeError: a forward thread has ended, or hangs.
@@ -251,34 +312,6 @@ class Engine:
             )
             for prediction, one in zip(predictions, tokens, strict=True)
         ]
-
-
-async def answer(
-    engine: Engine, tokens: Sequence[Tokens], options: RequestOptions, waker: Waker
-) -> list[Outcome]:
-    """Submit one request and await its outcomes.
-
-    Cancelling the awaiting task takes the texts out of the line. A deadline keeps texts from being
-    computed; whoever does not want to wait longer cancels.
-
-    Args:
-        engine: which.
-        tokens: of each text.
-        options: of the request.
-        waker: of the running loop.
-
-    Raises:
-        Overloaded, NotReady, InvalidInput: as ``Engine.submit``.
-    """
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    request = Request(tokens, options, lambda _: waker.wake(done))
-    engine.submit(request)
-    try:
-        await done
-    except asyncio.CancelledError:
-        request.cancel()
-        raise
-    return _outcomes(request)
 
 
 def _predictions(outcomes: Sequence[Outcome]) -> list[Prediction]:

@@ -1,11 +1,11 @@
-"""A planned batch in, logits out: the family as it is loaded to be served, and what runs it.
+"""Loading a family to serve it, and running it: a planned batch in, logits out.
 
-With ``packed`` and ``openvino``, the only modules of the engine that know a network.
+Of the engine's modules, only this one, ``packed`` and ``openvino`` know a network.
 """
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from muxserve.engine.packed import pack_layers
 from muxserve.errors import InvalidInput
 from muxserve.models.family import Family, member_logits
 
-#: Names of the settings; None is what is fastest here.
+#: By the name in the settings; None is what is fastest here.
 DTYPES: dict[str, torch.dtype | None] = {
     "auto": None,
     "float32": torch.float32,
@@ -36,11 +36,11 @@ def load_to_serve(
     runtime: str = "torch",
     verify_checksums: bool = True,
 ) -> Family:
-    """A family on the device that serves it, in the settings' ``dtype`` and ready for inference.
+    """Load a family to the device that serves it, in the settings' ``dtype``, ready for inference.
 
     Raises:
         FamilyError: as ``Family.load``.
-        InvalidInput: 8 bits are not to be had here.
+        InvalidInput: if nothing can be computed in 8 bits here.
     """
     if runtime == "torch":
         keep_few_shapes()
@@ -68,7 +68,7 @@ def load_to_serve(
 def _without_a_pool() -> Iterator[None]:
     """Keep torch from starting OpenMP threads for the calling thread.
 
-    They would never end. And where a process has more OpenMP threads than cores, all of them sleep
+    They would never end. And if a process has more OpenMP threads than cores, all of them sleep
     between operations instead of spinning: a lone text then takes twice as long on the forward
     threads, which have threads of their own.
     """
@@ -85,8 +85,8 @@ class Executor(Protocol):
 
     Attributes:
         in_flight: forwards that run at once.
-        spreads: whether a forward that runs alone can take the cores of the others. Where it
-            cannot, forwards that run at once share all that there is, such as a GPU.
+        spreads: whether a forward that runs alone can use the cores of the others. If not, forwards
+            that run at once share one device, such as a GPU.
     """
 
     in_flight: int
@@ -96,22 +96,23 @@ class Executor(Protocol):
         """Set up the calling thread; called once by each thread that will call ``run``."""
 
     def run(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
-        """Logits float32 of rows of token ids, N=n to a group in order.
-
-        [rows, labels] of texts, or [rows, padded length, labels] of their tokens.
+        """Compute logits of rows of token ids; each n of them, in order, are a group.
 
         Args:
             n: N.
             rows: token ids of each slot.
             alone: no other forward will run meanwhile.
+
+        Returns:
+            float32, [rows, labels] of texts or [rows, padded length, labels] of their tokens.
         """
 
 
 def default_in_flight(device: str, threads: int) -> int:
-    """Forwards that run at once where the settings do not say.
+    """How many forwards run at once by default.
 
-    A GPU is given its next forward while it computes one, however few CPU threads there are. On a
-    CPU a forward without a thread of its own would only slow down the other.
+    A GPU gets its next forward while it computes one, however few CPU threads there are. On a CPU,
+    a forward without a thread of its own would only slow down the other.
 
     Args:
         device: type of what computes, as torch names it: ``cpu``, ``cuda``.
@@ -123,32 +124,26 @@ def default_in_flight(device: str, threads: int) -> int:
 def make_executor(
     family: Family, runtime: str, *, threads: int, in_flight: int | None = None
 ) -> Executor:
-    """What runs the forwards of a family that ``load_to_serve`` loaded for this ``runtime``.
+    """Make what runs the forwards of a family that ``load_to_serve`` loaded for this ``runtime``.
 
     Args:
-        family: which.
+        family: the loaded family.
         runtime: ``torch`` or ``openvino``.
         threads: CPU threads of all forwards together.
         in_flight: forwards that run at once; by default what suits the device.
 
     Raises:
-        InvalidInput: the runtime is not installed.
+        InvalidInput: if the runtime is not installed.
     """
     if in_flight is None:
         device = next(iter(family.models.values())).device.type
         in_flight = default_in_flight(device, threads)
+    executor: Callable[..., Executor] = TorchExecutor
     if runtime == "openvino":
         from muxserve.engine.openvino import OpenVinoExecutor  # an optional extra
 
-        return OpenVinoExecutor(
-            family.models,
-            pad_id=family.pad_id,
-            padded_length=family.padded_length,
-            max_length=family.spec.max_length,
-            threads=threads,
-            in_flight=in_flight,
-        )
-    return TorchExecutor(
+        executor = OpenVinoExecutor
+    return executor(
         family.models,
         pad_id=family.pad_id,
         padded_length=family.padded_length,
@@ -161,9 +156,9 @@ def make_executor(
 class TorchExecutor:
     """Runs the members of a family in this process with torch, on the device they are on.
 
-    On a CPU a forward that shares the machine gets its part of the threads. Threads of one forward
-    wait for each other at every operation, so with all cores to each forward the slowest core
-    would hold up the others hundreds of times a forward, as soon as anything else runs there.
+    On a CPU, a forward that shares the machine gets its part of the threads. The threads of a
+    forward wait for each other at every operation: if each forward had all cores, the slowest core
+    would hold up the others hundreds of times per forward as soon as anything else ran there.
     """
 
     def __init__(
@@ -176,14 +171,16 @@ class TorchExecutor:
         in_flight: int = 1,
         max_length: int | None = None,
     ) -> None:
-        """Args:
-        models: the model of each N.
-        pad_id: token id of padding.
-        padded_length: pad every batch to this length; None pads to its longest text.
-        threads: CPU threads of all forwards together.
-        in_flight: forwards that run at once.
-        max_length: tokens of the longest text. Where it is told, a CPU gets few lengths: see
-            ``memory``.
+        """Share the threads between the forwards that run at once.
+
+        Args:
+            models: the model of each N.
+            pad_id: token id of padding.
+            padded_length: pad every batch to this length; None pads to its longest text.
+            threads: CPU threads of all forwards together.
+            in_flight: forwards that run at once.
+            max_length: tokens of the longest text. If given, lengths are rounded on a CPU; see
+                ``memory``.
         """
         self.in_flight = in_flight
         self._models = models

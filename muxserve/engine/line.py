@@ -1,10 +1,9 @@
-"""The waiting line: requests come in from any thread, the engine's thread takes texts out.
+"""The waiting line: requests join from any thread, one thread at a time takes texts out.
 
-Callers share it: each has room, and its turn. With one caller that is first in, first out.
-Equal texts that wait together, of one caller, isolation key and cap on N, are one entry; shared
-with others it would tell them, by the counters, that somebody asked for the text. Cancelled and
-expired ones leave before they can take a slot. One lock guards everything here; no one else holds
-its state. Any thread may join, one at a time takes out.
+Callers share it: each has room, and its turn. With one caller it is first in, first out. Equal
+texts that wait together are one if caller, isolation key and cap on N are the same. Other callers
+do not share it: the counters would tell them that somebody asked for the text. Cancelled and
+expired texts leave before they can take a slot. One lock guards everything here.
 """
 
 import threading
@@ -22,20 +21,20 @@ from muxserve.errors import DeadlineExceeded, MuxserveError, NotReady, Overloade
 #: Token ids, isolation key, cap on N, caller.
 _Key = tuple[bytes, str | None, int | None, str]
 
-#: Texts of one caller that wait at once, up to which nobody else has to wait long for them.
+#: A caller with up to this many texts waiting does not keep others waiting for long.
 BULK_TEXTS = 32
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
-    """One text that waits, for everybody who asked for it.
+class WaitingText:
+    """A waiting text, for everyone who asked for it.
 
     Attributes:
         ids: [length] token ids.
         isolation_key: texts with different keys never share a group.
         max_num_instances: widest N that may serve it. It never changes: a batch is planned while
             others join.
-        caller: who asks, by name; the same of all waiters.
+        caller: name of the caller, the same for all waiters.
         waiters: (request, index of the text in it) of everyone who waits for it.
         joined_s: when it came, on ``time.perf_counter()``'s clock.
         length: tokens.
@@ -54,7 +53,7 @@ class Entry:
 
     @property
     def key(self) -> "_Key":
-        """What is equal of everybody who waits for it."""
+        """What all its waiters have in common."""
         return self.ids.tobytes(), self.isolation_key, self.max_num_instances, self.caller
 
     def settle(self, outcome: Outcome) -> None:
@@ -70,7 +69,7 @@ class Entry:
 
 
 class Line:
-    """Considered by turns of callers, and of one caller as they came; bounded in texts.
+    """Waiting texts, by turns of their callers and, of one caller, by arrival; bounded in size.
 
     Attributes:
         joined: texts that were taken in.
@@ -78,17 +77,19 @@ class Line:
     """
 
     def __init__(self, max_texts: int, widest: int = 1) -> None:
-        """Args:
-        max_texts: of one caller alone; see ``Room``.
-        widest: the widest N that serves it, for what a text costs.
+        """Make an empty line.
+
+        Args:
+            max_texts: of one caller alone; see ``Room``.
+            widest: the widest N that serves the line; a text's expected cost depends on it.
         """
         self.joined = 0
         self.shed = 0
         self.expired = 0
         self.cancelled = 0
         self._widest = widest
-        self._entries: dict[_Key, Entry] = {}
-        self._turns: Turns[Entry] = Turns()
+        self._distinct: dict[_Key, WaitingText] = {}
+        self._turns: Turns[WaitingText] = Turns()
         self._room = Room(max_texts, BULK_TEXTS)
         self._open = True
         self._changed = threading.Condition()
@@ -104,8 +105,8 @@ class Line:
         """Add every text of a request, or none.
 
         Raises:
-            Overloaded: where they do not fit.
-            NotReady: where the line is closed.
+            Overloaded: if they do not fit.
+            NotReady: if the line is closed.
         """
         with self._changed:
             if not self._open:
@@ -126,13 +127,15 @@ class Line:
             per_token = 1 / (self._widest if cap is None else min(cap, self._widest))
             for index, tokens in enumerate(request.tokens):
                 key = tokens.ids.tobytes(), options.isolation_key, cap, caller
-                entry = self._entries.get(key)
-                if entry is None:
-                    entry = self._entries[key] = Entry(tokens.ids, *key[1:], [(request, index)])
-                    self._turns.add(entry, caller, entry.length * per_token, options.weight)
+                text = self._distinct.get(key)
+                if text is None:
+                    text = self._distinct[key] = WaitingText(
+                        tokens.ids, *key[1:], [(request, index)]
+                    )
+                    self._turns.add(text, caller, text.length * per_token, options.weight)
                 else:
-                    entry.waiters.append((request, index))
-            if len(self._entries) >= self._wanted:
+                    text.waiters.append((request, index))
+            if len(self._distinct) >= self._wanted:
                 self._changed.notify()
 
     @property
@@ -146,47 +149,47 @@ class Line:
         return self._wakes
 
     def wake(self) -> None:
-        """End the ``gather`` of whoever gathers now."""
+        """End a ``gather`` that is under way."""
         with self._changed:
             self._wakes += 1
             self._changed.notify()
 
     def gather(self, texts: float, since: int) -> None:
-        """Block until so many distinct texts wait, or the line is woken or closed.
+        """Block until enough distinct texts wait, or the line is woken or closed.
 
         Args:
-            texts: how many.
+            texts: how many are enough.
             since: ``wakes`` as it was before the caller decided to gather.
         """
         with self._changed:
             self._wanted = texts
-            while self._wakes == since and len(self._entries) < texts:
+            while self._wakes == since and len(self._distinct) < texts:
                 self._changed.wait()
             self._wanted = 1
 
     @property
     def distinct(self) -> int:
         """Distinct texts that wait."""
-        return len(self._entries)
+        return len(self._distinct)
 
-    def waiting(self, most: int | None = None) -> list[Entry]:
-        """What waits, by turns, without what nobody wants any more.
+    def waiting(self, most: int | None = None) -> list[WaitingText]:
+        """The waiting texts by turns, without those that nobody wants any more.
 
         Args:
-            most: look no further than so many; None looks at everything. What a look costs must
-                not grow with a line that is longer than any batch.
+            most: how many to look at; None is all. The cost of a look must not grow with a line
+                that is longer than any batch.
         """
         with self._changed:
-            entries, dropped = self._drop_unwanted(time.monotonic(), most)
-        # Settled outside the lock: what a caller does on it must not stop the line.
+            texts, dropped = self._drop_unwanted(time.monotonic(), most)
+        # Settled outside the lock: what a caller then does must not stop the line.
         for request, index, outcome in dropped:
             request.settle(index, outcome)
-        return entries
+        return texts
 
-    def snapshot(self) -> list[Entry]:
-        """Everything that waits, as it came, wanted or not: for whoever only counts."""
+    def snapshot(self) -> list[WaitingText]:
+        """All waiting texts by arrival, wanted or not, for those who only count."""
         with self._changed:
-            return list(self._entries.values())
+            return list(self._distinct.values())
 
     @property
     def shared(self) -> bool:
@@ -195,23 +198,23 @@ class Line:
 
     @property
     def floods(self) -> frozenset[str]:
-        """Callers who ask for much beside others who ask for little."""
+        """Callers that ask for much while others ask for little."""
         with self._changed:
             return self._room.floods
 
-    def take(self, entries: Sequence[Entry], costs: Sequence[float] | None = None) -> None:
-        """Remove entries that are about to run.
+    def take(self, texts: Sequence[WaitingText], costs: Sequence[float] | None = None) -> None:
+        """Remove texts that are about to run.
 
         Args:
-            entries: which.
-            costs: what each takes, in tokens of encoder rows; their callers' next turns come later
-                by it. By default what they were expected to take when they came.
+            texts: which.
+            costs: of each, in tokens of encoder rows: the caller's next turn comes that much later.
+                By default the costs expected when they came.
         """
         with self._changed:
-            self._turns.take(entries, [entry.caller for entry in entries], costs)
-            for entry in entries:
-                self._entries.pop(entry.key)
-                self._room.remove(entry.caller, len(entry.waiters))
+            self._turns.take(texts, [text.caller for text in texts], costs)
+            for text in texts:
+                self._distinct.pop(text.key)
+                self._room.remove(text.caller, len(text.waiters))
 
     def close(self) -> None:
         """Refuse new requests; what waits is still served."""
@@ -223,29 +226,28 @@ class Line:
     def abort(self, outcome: Outcome) -> None:
         """Close, and give everyone who waits the same outcome."""
         with self._changed:
-            entries = list(self._entries.values())
-            self._entries.clear()
+            texts = list(self._distinct.values())
+            self._distinct.clear()
             self._turns.clear()
             self._room.clear()
             self._open = False
             self._wakes += 1
             self._changed.notify_all()
-        for entry in entries:
-            entry.settle(outcome)
+        for text in texts:
+            text.settle(outcome)
 
     def _drop_unwanted(
         self, now_s: float, most: int | None
-    ) -> tuple[list[Entry], list[tuple[Request, int, Outcome]]]:
-        """The entries with the next turns that somebody wants, and what was taken out on the way to
-        them."""
-        wanted: list[Entry] = []
+    ) -> tuple[list[WaitingText], list[tuple[Request, int, Outcome]]]:
+        """The wanted texts with the next turns, and the unwanted ones that were before them."""
+        wanted: list[WaitingText] = []
         dropped: list[tuple[Request, int, Outcome]] = []
-        gone: list[Entry] = []
-        for entry in self._turns.order(by_turns=self._room.contended):
+        gone: list[WaitingText] = []
+        for text in self._turns.order(by_turns=self._room.contended):
             if len(wanted) == most:
                 break
             kept = []
-            for request, index in entry.waiters:
+            for request, index in text.waiters:
                 deadline_s = request.options.deadline_s
                 if request.cancelled:
                     self.cancelled += 1
@@ -256,14 +258,14 @@ class Line:
                     dropped.append((request, index, outcome))
                 else:
                     kept.append((request, index))
-            if len(kept) < len(entry.waiters):
-                self._room.remove(entry.caller, len(entry.waiters) - len(kept))
-                entry.waiters = kept
+            if len(kept) < len(text.waiters):
+                self._room.remove(text.caller, len(text.waiters) - len(kept))
+                text.waiters = kept
             if kept:
-                wanted.append(entry)
+                wanted.append(text)
             else:
-                gone.append(entry)
-        for entry in gone:
-            del self._entries[entry.key]
-            self._turns.remove(entry, entry.caller)
+                gone.append(text)
+        for text in gone:
+            del self._distinct[text.key]
+            self._turns.remove(text, text.caller)
         return wanted, dropped

@@ -1,24 +1,24 @@
-"""Bounds of what a replica's memory holds beside weights and activations.
+"""Bounds on the memory that a replica uses beside weights and activations.
 
-Both runtimes multiply with oneDNN, which compiles code for each number of tokens that it meets,
-groups by padded length: 20 ms and 1 to 2 MB for a forward, on a processor with AMX. So lengths are
-rounded up a little, which leaves few of them; code is kept for the newest only; and what was
-dropped is given back to the system, which the allocator does not do by itself: it lies scattered
-between what is kept.
+Both runtimes multiply with oneDNN, which compiles code for each number of tokens (groups times
+padded length) that it meets: 20 ms and 1 to 2 MB per forward on a processor with AMX. So lengths
+are rounded up a little, which leaves few of them; only the newest code is kept; and freed memory
+is given back to the system. The allocator does not do that by itself, because freed memory lies
+scattered between blocks in use.
 """
 
 import ctypes
 import os
 from collections.abc import Callable
 
-#: Products that oneDNN keeps compiled, of about nine that a forward has: some 57 numbers of tokens.
+#: Compiled products that oneDNN keeps. A forward has about nine, so some 57 numbers of tokens.
 PREPARED = 512
 #: Read by oneDNN when it first multiplies. Only for torch: OpenVINO once failed to compile a model
 #: with a very small cache ("could not execute a primitive"), so there its default of 1,024 stays.
 _VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 #: Lengths up to this are not rounded.
 _EXACT = 32
-#: Seconds between two times that memory is given back: each takes some 10 ms of one thread.
+#: Seconds between two times that memory is given back; each takes some 10 ms of one thread.
 _TRIM_EVERY_S = 10.0
 
 
@@ -26,7 +26,7 @@ def keep_few_shapes() -> int:
     """Bound oneDNN's cache for torch, unless the user has; call before the first forward.
 
     Returns:
-        How many products are kept: as the environment says.
+        How many products are kept, as the environment says.
     """
     stated = os.environ.setdefault(_VARIABLE, str(PREPARED))
     return int(stated) if stated.isdecimal() else PREPARED
@@ -62,7 +62,7 @@ class Trimmer:
         self._trim = _trimmer()
 
     def step(self, now_s: float) -> bool:
-        """Give memory back where that is due at ``now_s``; whether it was."""
+        """Give memory back if that is due at ``now_s``; returns whether it was."""
         if self._trim is None or now_s < self._due_s:
             return False
         # Without the interpreter lock: forwards of other threads go on.

@@ -1,8 +1,8 @@
 """A planned batch in, logits out, with OpenVINO in place of torch; on a CPU only.
 
-A whole forward is one call, and the interpreter lock is free until it ends. With torch every
-operation of a forward takes the lock anew, so an ingress in the same process that is busy holds up
-the forward, and that the ingress: a burst then costs throughput just when it is needed.
+A whole forward is one call, and the interpreter lock is free until it ends. With torch, every
+operation of a forward takes the lock anew, so the forward and a busy ingress in the same process
+hold up each other: a burst then costs throughput just when it is needed.
 """
 
 import sys
@@ -63,7 +63,7 @@ class OpenVinoExecutor:
             in_flight: forwards that run at once, each with its share of the threads.
 
         Raises:
-            InvalidInput: OpenVINO is not installed.
+            InvalidInput: if OpenVINO is not installed.
         """
         core, convert = _openvino()
         self.in_flight = in_flight
@@ -77,7 +77,7 @@ class OpenVinoExecutor:
         bfloat16 = next(iter(models.values())).dtype == torch.bfloat16
         for n, model in models.items():
             with warnings.catch_warnings():
-                # Of torch's exporter about itself.
+                # From torch's exporter, about itself.
                 warnings.simplefilter("ignore", FutureWarning)
                 graph = convert(_exported(model, n, padded_length, max_length))
             # Idle traffic is served at the narrowest N, so that one is compiled for all cores too;

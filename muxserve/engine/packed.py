@@ -1,11 +1,11 @@
 """Encoder layers for inference on a CPU: weights packed once, additions and GELU in the products.
 
-What torch does for each product, bringing the weights into the order that oneDNN multiplies in, is
+For each product, torch brings the weights into the order that oneDNN multiplies in; here that is
 done once. The operators are those that torch's own compiler (Inductor) emits for frozen weights on
 a CPU; nothing is compiled here, so a process starts as fast as before.
 
-In 8 bits a product rounds its weights to a scale of each output, and its input to one of the batch
-as it comes (dynamic quantization); all else stays in float32.
+In 8 bits, a product rounds its weights with a scale per output, and its input with one scale per
+batch (dynamic quantization); all else stays in float32.
 """
 
 import warnings
@@ -26,9 +26,9 @@ _FUSED = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu
 def pack_layers(model: PreTrainedModel, *, int8: bool = False) -> int:
     """Replace every BERT or ELECTRA layer of ``model`` by one that computes the same, faster.
 
-    The model can no longer be trained or saved. Layers that are not on a CPU, or whose activation
-    is another, stay as they are. With ``int8``, which wants a float32 model, they compute nearly
-    the same, in products of 8 bits.
+    The model can no longer be trained or saved. Layers that are not on a CPU, or have another
+    activation, stay as they are. With ``int8``, which needs a float32 model, the new layers compute
+    nearly the same, in products of 8 bits.
 
     Returns:
         How many layers were replaced.

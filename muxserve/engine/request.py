@@ -19,7 +19,7 @@ class Word:
     Attributes:
         text: as it stands in the text.
         start, end: its characters in the text, the end not included.
-        first: the token that it is read at.
+        first: the token at which its label is read.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Tokens:
     Attributes:
         ids: [length] int64, special tokens included.
         truncated: whether the text was cut to the family's maximum.
-        words: what is labelled, where that is words and not the text.
+        words: the words to label, if the family labels words.
     """
 
     ids: np.ndarray
@@ -51,8 +51,8 @@ class RequestOptions:
         max_num_instances: widest N that may answer this request, or None.
         deadline_s: time on ``time.monotonic()``'s clock after which the answer is not wanted.
         isolation_key: texts with different keys never share a group.
-        caller: who asks, by name.
-        weight: the caller's part of room and turns, beside the 1 of others.
+        caller: name of the caller.
+        weight: the caller's share of room and turns, where others have 1.
     """
 
     max_num_instances: int | None = None
@@ -92,7 +92,7 @@ class Request:
     outcomes: list[Outcome | None] = field(init=False)
     cancelled: bool = field(init=False, default=False)
     _missing: int = field(init=False)
-    # Held until every text has its outcome: far cheaper to make than an Event, for every request.
+    # Held until every text has its outcome; far cheaper to make for every request than an Event.
     _pending: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:

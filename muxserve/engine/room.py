@@ -1,33 +1,33 @@
 """How much each caller holds of a room that all share, and how much more it may take.
 
 Dynamic thresholds: a caller may hold a multiple of what is still free, so one that floods leaves
-room for the next, and several leave room too. Choudhury and Hahne, "Dynamic queue length
-thresholds", 1998. The room for others is on top of what one caller alone may have: an unused share
-is lent whole. It belongs to whoever holds its lock or its event loop.
+room for the next, and so do several. See Choudhury and Hahne, "Dynamic queue length thresholds",
+1998. The room for others comes on top of what one caller alone may have: an unused share is lent
+whole. Not thread-safe: it has an owner with a lock or an event loop.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: A caller may hold so many times what is free. With the room for others, a quarter on top of the
-#: capacity, that comes to just the capacity for one that is alone.
+#: A caller may hold this many times what is free. With the room for others, a quarter on top of the
+#: capacity, a caller that is alone may hold just the capacity.
 _TIMES_FREE = 4
 
-#: What a caller held at once counts as what it asks for, for so long.
+#: For this long, the most that a caller held at once counts as what it asks for.
 _REMEMBERED_S = 10.0
-#: Who asks for at most so many times what the one does that asks for least asks little, too.
+#: A caller asks for little if it asks for at most this many times what the least demanding does.
 _TIMES_LEAST = 4
-#: What is looked up about all callers holds for so long.
+#: A look at all callers holds for this long.
 _LOOKED_UP_S = 0.05
-#: Callers who hold nothing any more are forgotten once there are so many more than before.
+#: Callers that hold nothing are forgotten once there are this many more than before.
 _FORGET_AFTER = 64
 _NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
 class _Holding:
-    """What one caller holds, and the most it held at once of late."""
+    """What one caller holds, and the most it recently held at once."""
 
     held: int = 0
     peak: int = 0
@@ -38,9 +38,11 @@ class Holdings:
     """What each caller holds, and whether one of them holds much more than others ask for."""
 
     def __init__(self, bulk: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Args:
-        bulk: who holds no more than this is no flood, however little others hold.
-        clock: seconds.
+        """Nobody holds anything yet.
+
+        Args:
+            bulk: a caller that holds no more than this is no flood, however little others hold.
+            clock: returns seconds.
         """
         self.total = 0
         self._bulk = bulk
@@ -57,7 +59,7 @@ class Holdings:
         return 0 if holding is None else holding.held
 
     def add(self, caller: str, amount: int) -> None:
-        """Give a caller so much."""
+        """Let a caller hold more."""
         holding = self._callers.get(caller)
         if holding is None:
             if len(self._callers) >= self._forget_at:
@@ -70,7 +72,7 @@ class Holdings:
             holding.peak, holding.peak_s = holding.held, now_s
 
     def remove(self, caller: str, amount: int) -> None:
-        """Take so much from a caller."""
+        """Let a caller hold less."""
         self._callers[caller].held -= amount
         self.total -= amount
 
@@ -81,7 +83,7 @@ class Holdings:
 
     @property
     def contended(self) -> bool:
-        """Whether there are several callers, and one of them held in bulk of late."""
+        """Whether there are several callers, and one of them recently held in bulk."""
         if len(self._callers) > 1:
             now_s = self._clock()
             if now_s - self._looked_s >= _LOOKED_UP_S:
@@ -91,12 +93,14 @@ class Holdings:
 
     @property
     def floods(self) -> frozenset[str]:
-        """Callers who asked for much of late, where some asked for little; nobody where all ask for
-        about as much."""
+        """Callers that recently asked for much while others asked for little.
+
+        Nobody, if all ask for about as much.
+        """
         return self._floods if self.contended else _NOBODY
 
     def _look(self, now_s: float) -> None:
-        """Look at everybody, and forget who holds nothing and has asked for nothing of late."""
+        """Look at all callers; forget those that hold nothing and recently asked for nothing."""
         self._looked_s = now_s
         self._callers = {
             caller: one
@@ -106,7 +110,7 @@ class Holdings:
         self._forget_at = 2 * len(self._callers) + _FORGET_AFTER
         peaks = [one.peak for one in self._callers.values()]
         self._most = max(peaks, default=0)
-        # Beside the least, and not beside the most: or a second flood would seem little.
+        # Compared to the least, not to the most: beside that, a second flood would seem little.
         little = max(self._bulk, _TIMES_LEAST * min(peaks, default=0))
         self._floods = frozenset(
             caller for caller, one in self._callers.items() if one.peak > little
@@ -119,19 +123,22 @@ class Room(Holdings):
     def __init__(
         self, capacity: int, bulk: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Args:
-        capacity: what one caller alone may hold; all together may hold a quarter more.
-        bulk: as of ``Holdings``.
-        clock: seconds.
+        """Nobody holds anything yet.
+
+        Args:
+            capacity: what one caller alone may hold; all together may hold a quarter more.
+            bulk: as in ``Holdings``.
+            clock: returns seconds.
         """
         super().__init__(bulk, clock)
         self.capacity = capacity
 
     def admits(self, caller: str, amount: int, weight: float = 1.0) -> bool:
-        """Whether a caller may take so much more; who holds nothing may have one as long as there
-        is any room at all, and who is alone may have the capacity.
+        """Whether a caller may take this much more.
 
-        A weight above 1 has more turns, and no more room: others' would be too small.
+        A caller that holds nothing may have one as long as there is any room at all, and a caller
+        that is alone may have the capacity. A weight above 1 gives more turns but no more room:
+        that of others would be too small.
         """
         held = self.held(caller) + amount
         if held == self.total + amount:

@@ -94,7 +94,7 @@ def label_scores(logits: np.ndarray, spec: FamilySpec, *, raw: bool = False) -> 
 
 
 def _activate(logits: list[float], problem_type: str) -> list[float]:
-    # Lists: of a handful of labels Python is several times as fast as numpy.
+    # Lists: for a handful of labels, Python is several times as fast as numpy.
     if problem_type == "single_label_classification":
         return softmax(logits)
     if problem_type == "multi_label_classification":

@@ -1,8 +1,7 @@
 """Which texts go into the next batch, and into which slot; and back from slots to texts.
 
-In: the texts that wait, those with the next turn first, N and forward times. Out: a ``Plan``. Pure
-functions over plain values, so that the planner can be tested and simulated without a model or a
-clock.
+In: the waiting texts, those with the next turn first, N and forward times. Out: a ``Plan``. Pure
+functions over plain values, so the planner can be tested and simulated without a model or a clock.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from muxserve.engine.times import ForwardTimes
 
 
 class Waiting(Protocol):
-    """What the planner needs to know of a text that waits."""
+    """What the planner needs to know of a waiting text."""
 
     @property
     def length(self) -> int:
@@ -32,11 +31,11 @@ class Waiting(Protocol):
 
 W = TypeVar("W", bound=Waiting)
 
-#: Runs that are tried: halves of the largest, and places from ending at the oldest text to
-#: beginning at it. More found nothing better on measured times.
+#: Runs to try: halves of the largest, at positions from ending at the oldest text to beginning at
+#: it. More of them found nothing better on measured times.
 _HALVINGS, _POSITIONS = 2, 2
 
-#: Where callers wait for their turns, a batch is chosen of so many times its slots: neighbours are
+#: While callers wait for their turns, a batch is chosen from this many times its slots: lengths are
 #: nearer then, and nobody's turn comes much too early.
 _TURNS_AHEAD = 2
 
@@ -48,8 +47,8 @@ class Plan(Generic[W]):
     Attributes:
         num_instances: N.
         texts: the distinct texts of the batch.
-        slots: [G * N] index into ``texts`` of what each slot holds; texts that stand in several
-            slots fill those that would be free, and their logits are averaged.
+        slots: [G * N] index into ``texts`` of what each slot holds. Slots that would be free hold
+            a text of their group once more, and its logits are averaged.
     """
 
     num_instances: int
@@ -67,8 +66,10 @@ class Plan(Generic[W]):
         return max(text.length for text in self.texts)
 
     def costs(self) -> list[float]:
-        """What each text takes, in tokens of encoder rows: a text that has a group to itself takes
-        N times what one of N does."""
+        """What each text takes, in tokens of encoder rows.
+
+        A text that has a group to itself takes N times what one of N does.
+        """
         slots = np.bincount(self.slots, minlength=len(self.texts)).tolist()
         return [
             text.length * held / self.num_instances
@@ -86,21 +87,20 @@ def plan(
 ) -> Plan[W]:
     """Plan the next batch: the oldest text always goes, with the neighbours that pay.
 
-    Oldest is the one with the next turn: with one caller that came first.
+    The oldest text is the one with the next turn; with one caller, the one that came first.
 
-    Of the runs of near lengths around the oldest text the one that wastes least is taken; where
-    texts have different isolation keys, of the runs of groups of one key each. A text that caps N
-    is served at its cap when it is the oldest, and until then only joins batches that are no wider
-    than it allows.
+    Takes the run of near lengths around the oldest text that wastes least; if texts have different
+    isolation keys, a run of groups of one key each. A text that caps N is served at its cap when it
+    is the oldest, and until then only joins batches that are no wider than it allows.
 
     Args:
-        waiting: the texts that wait, oldest first; not empty.
+        waiting: the waiting texts, oldest first; not empty.
         n: what the policy chose.
         times: predictions.
         widths: every N available, ascending.
         max_groups: most groups of a forward.
         most_s: predicted seconds that the forward may take, so that the next turn comes soon; a
-            lone group may take more. Then only the texts with the next turns go, too.
+            lone group may take more. With it, only the texts with the next turns go.
     """
     oldest = waiting[0]
     n = allowed_width(n, oldest.max_num_instances, widths)
@@ -129,7 +129,7 @@ def plan(
 
 
 def allowed_width(n: int, cap: int | None, widths: Sequence[int]) -> int:
-    """The widest N that is at most ``n`` and ``cap``; the narrowest where none is."""
+    """The widest N that is at most ``n`` and ``cap``; the narrowest if none is."""
     limit = n if cap is None else min(n, cap)
     return max((w for w in widths if w <= limit), default=widths[0])
 
@@ -137,7 +137,7 @@ def allowed_width(n: int, cap: int | None, widths: Sequence[int]) -> int:
 def sight(widths: Sequence[int], max_groups: int) -> int:
     """How many of the oldest texts are worth looking at: two of the largest batches.
 
-    More would find nearer neighbours, but what a look costs must not grow with the line.
+    More would find nearer neighbours, but the cost of a look must not grow with the line.
     """
     return 2 * max_groups * max(widths)
 

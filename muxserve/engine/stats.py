@@ -1,4 +1,4 @@
-"""Counters of an engine, written by its forward thread and copied by whoever asks."""
+"""Counters of an engine, written by its forward threads and copied for readers."""
 
 from dataclasses import dataclass, field
 

@@ -10,7 +10,7 @@ from typing import Any
 
 #: Weight of the newest observation in the running correction.
 SMOOTHING = 0.1
-#: The part of a deviation that is taken to be the machine's.
+#: The part of a deviation that is attributed to the machine.
 SHARED = 0.8
 #: A batch size is large enough once it reaches this share of the best texts per second.
 GOOD_ENOUGH = 0.95
@@ -19,16 +19,18 @@ GOOD_ENOUGH = 0.95
 class ForwardTimes:
     """Seconds of one forward, on a grid of N, length bucket and groups.
 
-    Between grid points predictions are linear in length and in groups. Corrections follow what is
-    observed, as exponential averages, so that a slow moment fades: most of a deviation is taken to
-    be the machine's and corrects everything, the rest is of this (N, length bucket) alone.
-    Otherwise a busy machine would seem to slow down just the N that it runs.
+    Between grid points, predictions are linear in length and in groups. Corrections follow what is
+    observed, as exponential averages, so that a slow moment fades. Most of a deviation is
+    attributed to the machine and corrects everything, the rest only its (N, length bucket);
+    otherwise a busy machine would seem to slow down just the N that it runs.
     """
 
     def __init__(self, lengths: Sequence[int], groups: Sequence[int]) -> None:
-        """Args:
-        lengths: length buckets in tokens, ascending.
-        groups: numbers of groups, ascending from 1.
+        """Make an empty table.
+
+        Args:
+            lengths: length buckets in tokens, ascending.
+            groups: numbers of groups, ascending from 1.
         """
         self.lengths = list(lengths)
         self.groups = list(groups)
@@ -56,10 +58,10 @@ class ForwardTimes:
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> "ForwardTimes":
-        """What ``dump`` wrote.
+        """Make a table of what ``dump`` returned.
 
         Raises:
-            ValueError: where it is something else.
+            ValueError: for anything else.
         """
         try:
             times = cls(values["lengths"], values["groups"])
@@ -101,7 +103,7 @@ class ForwardTimes:
         """Correct predictions near (n, length) by one measured forward."""
         key = n, self.bucket(length)
         ratio = seconds / self.predict(n, length, groups)
-        # One stalled forward must not triple what is believed of the next hundred.
+        # One stalled forward must not triple the predictions for the next hundred.
         ratio = min(max(ratio, 0.25), 4.0)
         self._machine *= 1 + SMOOTHING * SHARED * (ratio - 1)
         self._correction[key] *= 1 + SMOOTHING * (1 - SHARED) * (ratio - 1)
@@ -120,15 +122,15 @@ class ForwardTimes:
 
 
 class SpreadGain:
-    """Whether a forward that runs alone is quicker on every core, as measured of late.
+    """Whether a forward that runs alone is quicker on every core, as recently measured.
 
-    On a quiet machine it is; where other programs use the cores, the threads of one forward wait
-    for each other at every operation and it can be many times slower.
+    On a quiet machine it is. If other programs use the cores, the threads of one forward wait for
+    each other at every operation, and it can be many times slower.
     """
 
     #: Below this ratio all cores pay: a forward that takes them keeps others from starting.
     _PAYS = 0.9
-    #: Each chance that is passed moves the ratio this much towards 0, so that it is tried again.
+    #: Each chance that is not taken multiplies the ratio by this, so that it is tried again.
     _FORGET = 0.98
 
     def __init__(self) -> None:

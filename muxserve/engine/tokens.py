@@ -13,21 +13,21 @@ from muxserve.models.family import Family
 from muxserve.models.spec import Side
 from muxserve.models.words import word_spans
 
-#: One text of up to so many characters is quicker without the batch call's thread pool; a longer
-#: one is not, and the batch call lets other threads run meanwhile, which the other does not.
+#: A text of up to this many characters is quicker without the batch call's thread pool. A longer
+#: one is not, and only the batch call lets other threads run meanwhile.
 _SHORT_CHARACTERS = 2000
-#: Characters of a long text that are tokenized first, for each token that is kept; where they are
-#: not enough, so many times more are.
+#: Characters of a long text that are tokenized first, for each token that is kept; if they are not
+#: enough, this many times more.
 _FIRST_CHARACTERS = 8
 _MORE_TIMES = 8
 
-#: What becomes of a text that is too long: it is cut at this side, at the family's own where True,
-#: or refused where False.
+#: What becomes of a text that is too long: it is cut at this side, at the family's own if True, or
+#: refused if False.
 Truncate = bool | Side
 
 
 class _Encoded(NamedTuple):
-    """A text's tokens, cut; and where the part begins that was tokenized, in characters."""
+    """A text's tokens, cut, and the first character of the part that was tokenized."""
 
     encoding: Encoding
     start: int
@@ -39,11 +39,13 @@ class TextEncoder:
     def __init__(
         self, tokenizer: Tokenizer, max_length: int, *, words: bool = False, side: Side = "right"
     ) -> None:
-        """Args:
-        tokenizer: the family's tokenizer; it is copied.
-        max_length: most tokens of a text, special tokens included.
-        words: say where the words of each text are.
-        side: where a text that is too long is cut, unless a request says.
+        """Copy the tokenizer, and set the copies up for this family.
+
+        Args:
+            tokenizer: the family's tokenizer.
+            max_length: most tokens of a text, special tokens included.
+            words: also find the words of each text.
+            side: where a text that is too long is cut, unless a request says otherwise.
         """
         self.max_length = max_length
         self._side: Side = side
@@ -67,8 +69,8 @@ class TextEncoder:
         """Token ids of each text.
 
         Raises:
-            InvalidInput: for a text without content, or one that has no UTF-8.
-            TextTooLong: for a text over ``max_length`` tokens when ``truncate`` is false.
+            InvalidInput: for a text without content, or one that UTF-8 cannot encode.
+            TextTooLong: for a text over ``max_length`` tokens if ``truncate`` is false.
         """
         (encoded,) = self.encode_each([(texts, truncate)])
         if isinstance(encoded, MuxserveError):
@@ -81,7 +83,7 @@ class TextEncoder:
         """Token ids of the texts of several requests, or the error of a request.
 
         Args:
-            requests: texts, and what becomes of those that are too long.
+            requests: the texts of each, and what becomes of those that are too long.
         """
         refused = [_refused(one) for one, _ in requests]
         encoded = {
@@ -114,8 +116,10 @@ class TextEncoder:
         return (self._side if isinstance(truncate, bool) else truncate) == "left"
 
     def _encodings(self, texts: list[str], *, left: bool) -> list[_Encoded]:
-        """Each text's tokens; of a long text only as much is tokenized as is kept, where parts of
-        it have the tokens that they have in the whole."""
+        """The tokens of each text.
+
+        Of a long text only about as much is tokenized as is kept, if cutting it changes no tokens.
+        """
         found: list[_Encoded | None] = [None] * len(texts)
         pending = list(range(len(texts)))
         size = _FIRST_CHARACTERS * self.max_length
@@ -148,7 +152,7 @@ class TextEncoder:
         return tokenizer.encode_batch_fast(texts)
 
     def _is_cut(self, encoding: Encoding) -> bool:
-        # What was cut off is looked at only where it may be there: it is copied on the way here.
+        # Looking at what was cut off copies it, so do that only if there may be something.
         return len(encoding) == self.max_length and bool(encoding.overflowing)
 
     def _tokens(

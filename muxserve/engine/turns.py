@@ -1,10 +1,10 @@
-"""Whose turn it is: start-time fair queueing of what waits, by caller.
+"""Whose turn it is: start-time fair queueing of waiting items, by caller.
 
 In: items with a caller, a cost and a weight. Out: the same in the order of their turns. Each caller
-has a tag, the cost of what it was given over its weight; the next turn is that of the lowest tag.
-One who had nothing waiting begins at the present tag: an unused share is lent and never saved up.
-With one caller that is the order in which things came. Goyal, Vin and Cheng, "Start-time fair
-queueing", 1996. It belongs to whoever holds its lock or its event loop.
+has a tag, the cost of what it was given over its weight; the lowest tag has the next turn. A caller
+that had nothing waiting begins at the present tag: an unused share is lent and never saved up. With
+one caller, this is the order of arrival. See Goyal, Vin and Cheng, "Start-time fair queueing",
+1996. Not thread-safe: it has an owner with a lock or an event loop.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Callers that nothing is remembered of are forgotten once there are so many more than before.
+#: Callers with nothing to remember are forgotten once there are this many more than before.
 _FORGET_AFTER = 64
 
 
@@ -29,7 +29,7 @@ class _Account(Generic[T]):
 
 
 class Turns(Generic[T]):
-    """What waits, by caller; an item is there once."""
+    """Waiting items by caller; each item is there once."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account[T]] = {}
@@ -47,13 +47,13 @@ class Turns(Generic[T]):
         return len(self._accounts) > 1
 
     def add(self, item: T, caller: str, cost: float, weight: float = 1.0) -> None:
-        """Let an item wait.
+        """Add a waiting item.
 
         Args:
             item: hashable.
-            caller: whose.
+            caller: name of its caller.
             cost: expected; more than 0.
-            weight: of the caller, as told last; more than 0.
+            weight: of the caller from now on; more than 0.
         """
         account = self._accounts.get(caller)
         if account is None:
@@ -80,12 +80,12 @@ class Turns(Generic[T]):
     def take(
         self, items: Sequence[T], callers: Sequence[str], costs: Sequence[float] | None = None
     ) -> None:
-        """Give items their turns: their callers are charged, and they wait no more.
+        """Give items their turns: charge their callers, and remove them.
 
         Args:
             items: which.
             callers: of each.
-            costs: of each, where they are not those that ``add`` was told.
+            costs: of each; by default those given to ``add``.
         """
         if items and self.shared:
             if costs is None:
@@ -99,10 +99,10 @@ class Turns(Generic[T]):
             self.remove(item, caller)
 
     def charge(self, costs: Mapping[str, float]) -> None:
-        """Charge callers for what is given to them now, before it is removed.
+        """Charge callers for items that are about to be removed.
 
         Args:
-            costs: by caller; of callers that have something waiting.
+            costs: by caller; each has something waiting.
         """
         self._now = max(self._now, min(one.tag for one in self._accounts.values() if one.items))
         for caller, cost in costs.items():
@@ -110,13 +110,13 @@ class Turns(Generic[T]):
             account.tag += cost / account.weight
 
     def order(self, *, by_turns: bool = True) -> Iterator[T]:
-        """What waits, by turns; ties, such as callers who had nothing lately, as they came.
+        """The waiting items by turns; ties, such as callers new to the line, by arrival.
 
         Nothing may be added or removed meanwhile.
 
         Args:
-            by_turns: false for all as they came: where nobody asks for much, that is as fair, and
-                nobody's second text waits for another one's first.
+            by_turns: false for all by arrival. While nobody asks for much, that is as fair, and
+                nobody's second text waits for another caller's first.
         """
         accounts = [one for one in self._accounts.values() if one.items]
         if len(accounts) == 1:
@@ -148,7 +148,7 @@ class Turns(Generic[T]):
             heapq.heapreplace(heap, (tag, number, index, item, cost))
 
     def _forget(self) -> None:
-        """Drop callers with nothing waiting whose tag is past: they would begin at the present."""
+        """Drop callers with nothing waiting and a past tag: they would begin at the present one."""
         if not self._waiting:
             self._accounts.clear()
         self._accounts = {

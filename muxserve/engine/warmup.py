@@ -38,9 +38,7 @@ def warm_up(
     budget_s: float,
     on_progress: Callable[[float], None] | None,
 ) -> float | None:
-    """Fill ``times``; seconds of a lone forward on every core over those on its share of them.
-
-    None where a lone forward cannot spread.
+    """Fill ``times``, and see whether a lone forward is quicker on every core.
 
     Args:
         executor: prepared for the calling thread.
@@ -49,6 +47,10 @@ def warm_up(
         pad_id: token id of padding.
         budget_s: about how many seconds to measure.
         on_progress: called with the share of it that is done.
+
+    Returns:
+        Seconds of a lone forward on every core over those on its share of them; None if a lone
+        forward cannot spread.
 
     Raises:
         Exception: whatever made a forward fail.

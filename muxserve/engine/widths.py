@@ -1,4 +1,4 @@
-"""Which N load may choose from: what the settings allow, and what the measured quality is worth."""
+"""Which N the load may choose from, by the settings and the measured quality."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def allowed_widths(spec: FamilySpec, loaded: Sequence[int], config: EngineConfig
         config: pin, cap and allowed loss.
 
     Raises:
-        FamilyError: where the settings leave no N.
+        FamilyError: if the settings leave no N.
     """
     pinned, cap = config.num_instances, config.max_num_instances
     if pinned is not None:

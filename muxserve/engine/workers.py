@@ -1,8 +1,8 @@
 """The forward threads: wait for texts, decide, plan, run, settle, until the line is closed.
 
 One thread at a time decides and plans; as many forwards run at once as the executor says. There is
-no batching timer: texts gather while forwards run. What is decided is in ``policy``, which texts go
-is in ``slots``; this module owns the threads and the counters, and nothing else does.
+no batching timer: texts gather while forwards run. ``policy`` decides and ``slots`` picks the
+texts; only this module owns the threads and the counters.
 """
 
 import logging
@@ -15,7 +15,7 @@ import numpy as np
 
 from muxserve.engine.batching import next_batch
 from muxserve.engine.forward import Executor
-from muxserve.engine.line import Entry, Line
+from muxserve.engine.line import Line, WaitingText
 from muxserve.engine.memory import Trimmer
 from muxserve.engine.policy import widest_drain_s, work_s
 from muxserve.engine.request import Prediction
@@ -38,7 +38,7 @@ class Step:
         as_measured: it runs beside as many others as at warm-up, so its time may correct those.
     """
 
-    batch: Plan[Entry]
+    batch: Plan[WaitingText]
     alone: bool
     as_measured: bool
 
@@ -57,14 +57,16 @@ class Workers:
         max_groups: int,
         of_tokens: bool,
     ) -> None:
-        """Args:
-        line: where texts wait.
-        executor: what runs forwards.
-        times: an empty table, filled at warm-up.
-        widths: every N that load may choose.
-        target_s: the latency target.
-        max_groups: most groups of a forward.
-        of_tokens: whether logits are of each token of a text.
+        """Prepare the threads, which ``start`` starts.
+
+        Args:
+            line: where texts wait.
+            executor: what runs forwards.
+            times: an empty table, filled at warm-up.
+            widths: every N that the load may choose.
+            target_s: the latency target.
+            max_groups: most groups of a forward.
+            of_tokens: whether logits are of each token of a text.
         """
         self._line = line
         self._executor = executor
@@ -80,12 +82,12 @@ class Workers:
         self._planning = threading.Lock()
         # Guards the counters and the times too.
         self._state = threading.Condition()
-        # By thread: what ``_next`` and the counters take to run, until its last forward has ended;
-        # and the texts that a thread took out of the line, until all of them are settled.
+        # By thread: what counts as running, until its last forward has ended; when the forward
+        # began that runs now, on the monotonic clock; and the texts that it took out of the line,
+        # until all of them are settled.
         self._running: dict[int, Step] = {}
-        # When the forward of each thread began that runs now, on the monotonic clock.
         self._began_s: dict[int, float] = {}
-        self._taken: dict[int, Sequence[Entry]] = {}
+        self._taken: dict[int, Sequence[WaitingText]] = {}
         self._ended = False
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -120,7 +122,7 @@ class Workers:
         return all(thread.is_alive() for thread in self._threads)
 
     def longest_forward_s(self) -> float:
-        """Seconds that the oldest forward has run that runs now; 0 without one."""
+        """Seconds that the oldest running forward has taken so far; 0 without one."""
         return time.monotonic() - min(tuple(self._began_s.values()), default=time.monotonic())
 
     def join(self) -> None:
@@ -141,7 +143,7 @@ class Workers:
                 cancelled=self._line.cancelled,
                 texts_by_num_instances=dict(self._stats.texts_by_num_instances),
             )
-        # Outside of the lock: the forward threads must not wait for a look at a long line.
+        # Outside the lock: the forward threads must not wait for a look at a long line.
         texts = [*self._line.snapshot(), *running]
         drain_s = widest_drain_s(texts, self._times, self._widths)
         stats.drain_s = drain_s / self._executor.in_flight
@@ -179,7 +181,7 @@ class Workers:
             if self._failure is None:
                 self._serve(index)
         except BaseException as error:
-            # Nobody may wait for a thread that is gone; the health check tells who looks.
+            # Nobody may wait for a thread that is gone; the health check reports it.
             log.exception("a forward thread ended by an error")
             internal = NotReady("the engine stopped by an internal error")
             self._abort(error if isinstance(error, NotReady) else internal)
@@ -193,8 +195,8 @@ class Workers:
         trimmer = Trimmer()
         while True:
             if index:
-                # A forward that may spread over all cores is always the first thread's: every
-                # thread that spreads keeps a pool of threads of its own.
+                # Only the first thread runs forwards that may spread over all cores: every thread
+                # that does keeps a pool of threads of its own.
                 with self._state:
                     self._state.wait_for(lambda: self._running or self._ended)
             with self._planning:
@@ -213,8 +215,8 @@ class Workers:
     def _next(self, *, first: bool) -> Step | None:
         """Wait until there is something worth running, and take it.
 
-        None once the line is closed and empty; for another thread than the first also while
-        nothing runs.
+        Returns None once the line is closed and empty, and for threads other than the first also
+        while nothing runs.
         """
         while True:
             wakes = self._line.wakes
@@ -267,12 +269,12 @@ class Workers:
         with self._state:
             self._running.pop(threading.get_ident(), None)
         self._line.wake()
-        for entry in self._taken.pop(threading.get_ident(), ()):
-            entry.settle_rest(outcome)
+        for text in self._taken.pop(threading.get_ident(), ()):
+            text.settle_rest(outcome)
 
     def _run(
         self,
-        batch: Plan[Entry],
+        batch: Plan[WaitingText],
         *,
         alone: bool = False,
         observe: bool = False,
@@ -297,7 +299,7 @@ class Workers:
         answers = unplan(logits, batch.slots, len(batch.texts))
         with self._state:
             if last:
-                # Before anybody is answered: whoever asks again at once finds this thread free.
+                # Before anyone is answered: a caller that asks again at once finds this one free.
                 self._running.pop(threading.get_ident(), None)
             if alone:
                 self._gain.observe(
@@ -309,13 +311,13 @@ class Workers:
                 batch.num_instances,
                 slots=len(batch.slots),
                 distinct=len(batch.texts),
-                answered=sum(len(entry.waiters) for entry in batch.texts),
+                answered=sum(len(text.waiters) for text in batch.texts),
                 seconds=seconds,
                 work_s=work_s(batch.texts, self._times, self._widths) / self._executor.in_flight,
             )
-        for entry, row in zip(batch.texts, answers, strict=True):
-            own = row[: entry.length] if self._of_tokens else row
-            entry.settle(Prediction(own, batch.num_instances))
+        for text, row in zip(batch.texts, answers, strict=True):
+            own = row[: text.length] if self._of_tokens else row
+            text.settle(Prediction(own, batch.num_instances))
 
     def _forward(self, n: int, rows: Sequence[np.ndarray], *, alone: bool = False) -> np.ndarray:
         self._began_s[threading.get_ident()] = time.monotonic()
@@ -327,7 +329,7 @@ class Workers:
             raise FloatingPointError("the forward gave a score that is not a finite number")
         return logits
 
-    def _retry_in_halves(self, batch: Plan[Entry], error: Exception) -> None:
+    def _retry_in_halves(self, batch: Plan[WaitingText], error: Exception) -> None:
         """Run each half of a failed batch by itself, so that only the culprit fails.
 
         Raises:
@@ -345,19 +347,19 @@ class Workers:
             rest = half
             while rest:
                 retry = plan(rest, batch.num_instances, self._times, self._widths, self._max_groups)
-                taken = {id(entry) for entry in retry.texts}
-                rest = [entry for entry in rest if id(entry) not in taken]
+                taken = {id(text) for text in retry.texts}
+                rest = [text for text in rest if id(text) not in taken]
                 self._run(retry, last=False)
 
     def _check_forwards(self, n: int) -> None:
-        """Run a row that was well at warm-up, before a text gets the blame.
+        """Run a row that worked at warm-up, before a text gets the blame.
 
-        After some errors, most of those of a GPU, every later call of the process fails: then the
-        engine has to end, so that the health check has the replica replaced. Failing fast it would
+        After some errors, such as most of a GPU's, every later call of the process fails. Then the
+        engine has to end, so that the health check has the replica replaced: failing fast, it would
         draw requests to itself.
 
         Raises:
-            NotReady: that row fails too.
+            NotReady: if that row fails too.
         """
         try:
             self._forward(n, [self._good_row] * n)

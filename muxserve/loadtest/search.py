@@ -4,6 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from muxserve.loadtest.scenario.shapes import Search
+from muxserve.planning.search import bracket_limit
+
+#: A search ends where the rate that failed is less than so many times the one that passed.
+NEAR = 1.03
 
 
 def highest_rate(search: Search, passes_at: Callable[[float], bool]) -> float | None:
@@ -13,23 +17,12 @@ def highest_rate(search: Search, passes_at: Callable[[float], bool]) -> float | 
         search: target and steps.
         passes_at: whether a step at a rate is within the target.
     """
-    passed: float | None = None
-    failed: float | None = None
-    rate = search.start_per_s
-    for _ in range(search.max_steps):
-        if passes_at(rate):
-            passed = rate
-        else:
-            failed = rate
-        if failed is None:
-            rate *= 2
-        elif passed is None:
-            rate /= 2
-        else:
-            rate = (passed + failed) / 2
-            if failed / passed < 1.03:
-                break
-    return passed
+
+    def between(passed: float, failed: float) -> float:
+        return passed if failed < NEAR * passed else (passed + failed) / 2
+
+    passed, _ = bracket_limit(passes_at, search.start_per_s, between, max_tries=search.max_steps)
+    return passed or None
 
 
 def passes(search: Search, step: Mapping[str, Any]) -> bool:

@@ -1,6 +1,7 @@
 """The networks: multiplexed BERT and ELECTRA as Hugging Face models, and families of them on disk.
 
-Importing this package registers our ``model_type`` s with ``AutoConfig`` and ``AutoModelFor...``.
+Importing this package registers its ``model_type`` values with ``AutoConfig`` and
+``AutoModelFor...``.
 """
 
 from transformers import (

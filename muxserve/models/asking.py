@@ -1,8 +1,8 @@
 """A plain model in, what it can be served with out: found by running it, not from a list of types.
 
-How many tokens it takes is the longest text that it answers: many types count positions from the
-padding id on and have fewer than their config says. It is refused where a text's answer depends on
-what it is padded to, on the texts beside it or before it, or where a token in a text ends it.
+It takes as many tokens as the longest text that it answers: many types count positions from the
+padding id on, and have fewer than their config says. It is refused if a text's answer depends on
+padding, or on the texts beside it or before it, or if a token inside a text ends the text.
 """
 
 import copy
@@ -14,22 +14,22 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from muxserve.errors import FamilyError, first_line
 
-#: Fields that state how many tokens a model takes; the first that is there counts.
+#: Fields that state how many tokens a model takes; the first one found counts.
 _STATED = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-#: Tokens of a text where nobody says how many.
+#: Most tokens of a text if neither config nor tokenizer states it.
 DEFAULT_TOKENS = 512
-#: Most tokens that a model is asked about unless more are wanted.
+#: Most tokens that a model is tried with unless more are asked for.
 MOST_ASKED = 8192
-#: Two answers are one within so much, and within so much of the largest logit.
+#: Two answers are equal within this, absolute and relative to the largest logit.
 _CLOSE = 2e-5
 #: Tokens of a short text.
 _SHORT = 8
-#: Ids below are often special tokens.
+#: Lower ids are often special tokens.
 _LOW_IDS = 8
 
 
 def stated_positions(config: PreTrainedConfig) -> int | None:
-    """Tokens that a config claims to have positions for; None where it does not say."""
+    """Number of positions that a config states; None if it does not."""
     text: Any = config.get_text_config()
     for field in _STATED:
         value = getattr(text, field, None)
@@ -41,11 +41,11 @@ def stated_positions(config: PreTrainedConfig) -> int | None:
 def usable_positions(config: PreTrainedConfig, wanted: int | None = None) -> int:
     """Most tokens of a text that a plain model of this config takes, at most ``wanted``.
 
-    One layer of such a model is asked, with weights drawn at random.
+    One layer of such a model is tried, with weights drawn at random.
     """
     stated = stated_positions(config)
     limit = min(wanted or MOST_ASKED, stated or wanted or DEFAULT_TOKENS)
-    # However a model counts from its padding id, so much room is enough.
+    # Even a model that counts from its padding id has enough room then.
     if limit > MOST_ASKED or (stated and limit + (config.pad_token_id or 0) + 1 <= stated):
         return limit
     with torch.random.fork_rng(devices=[]):
@@ -53,7 +53,7 @@ def usable_positions(config: PreTrainedConfig, wanted: int | None = None) -> int
             model = AutoModel.from_config(_small(config), trust_remote_code=False).eval()
             rows = _Rows(model.config)
             _forward(model, rows.batch([min(_SHORT, limit)]))
-        except Exception:  # what a layer by itself cannot do says nothing of the model
+        except Exception:  # a failure of one layer says nothing about the model
             return limit
         return _longest(model, rows, limit)
 
@@ -63,18 +63,18 @@ def ask(model: PreTrainedModel, limit: int, *, shortest: int = 1) -> int:
 
     Args:
         model: in eval mode.
-        limit: tokens that are wanted.
+        limit: tokens asked for.
         shortest: tokens of the shortest text, special tokens included.
 
     Raises:
-        FamilyError: where it cannot be served at all: saying what it does, with its type.
+        FamilyError: if it cannot be served at all, with its type and the reason.
     """
     kind = str(model.config.model_type)
     if "attention_mask" not in inspect.signature(model.forward).parameters:
         raise FamilyError(f"{kind} cannot be served: it takes no attention mask, so padding counts")
     rows = _Rows(model.config)
     short = max(shortest, min(_SHORT, limit))
-    # The longest text comes first: some models change for good with a short one.
+    # The longest text comes first: a short one changes some models for good.
     length = _longest(model, rows, limit)
     if length < shortest:
         _forward_or_refuse(model, rows.batch([short]), kind)
@@ -92,7 +92,7 @@ def ask(model: PreTrainedModel, limit: int, *, shortest: int = 1) -> int:
 
 
 class _Rows:
-    """Rows of random tokens without padding among them; row ``i`` is always the same."""
+    """Rows of random tokens, none of them padding; row ``i`` is always the same."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         text: Any = config.get_text_config()
@@ -100,15 +100,15 @@ class _Rows:
         self.end = _first_id(config.eos_token_id)
         special = {self.pad, self.end}
         special |= {_first_id(getattr(text, f"{one}_token_id", None)) for one in ("bos", "sep")}
-        # The first ids are passed over: some types take one of them for padding, whatever their
-        # config says, and would count fewer positions.
+        # The first ids are skipped: some types treat one of them as padding, whatever their config
+        # says, and would count fewer positions.
         pieces = int(text.vocab_size)
         some = range(min(_LOW_IDS, pieces // 2), min(_LOW_IDS + 1000, pieces))
         ordinary = [one for one in some if one not in special]
         self.ordinary = torch.tensor(ordinary or [0])
 
     def row(self, length: int, index: int) -> torch.Tensor:
-        """[length] ids; the last is the token that ends a text, where there is one."""
+        """[length] ids; the last is the token that ends a text, if there is one."""
         drawn = torch.Generator().manual_seed(index)
         ids = self.ordinary[torch.randint(len(self.ordinary), (length,), generator=drawn)]
         if self.end is not None and length > 1:
@@ -116,7 +116,7 @@ class _Rows:
         return ids
 
     def batch(self, lengths: list[int], first: int = 0) -> dict[str, torch.Tensor]:
-        """Rows ``first``, ``first + 1``, ... padded at the right to the longest, as served."""
+        """Rows ``first``, ``first + 1``, ..., padded on the right to the longest, as served."""
         ids = torch.full((len(lengths), max(lengths)), self.pad)
         mask = torch.zeros_like(ids)
         for index, length in enumerate(lengths):
@@ -132,7 +132,7 @@ def _first_id(value: Any) -> int | None:
 
 
 def _small(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of one layer, and of no more pieces than its special tokens need."""
+    """The config with one layer, and only as many pieces as its special tokens need."""
     small: Any = copy.deepcopy(config)
     highest = max(
         (
@@ -149,7 +149,7 @@ def _small(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _forward(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """Logits float32, or None of a model that has none."""
+    """Logits in float32, or None if the model has none."""
     with torch.inference_mode():
         output = model(**batch)
     logits = getattr(output, "logits", None)
@@ -161,7 +161,7 @@ def _forward_or_refuse(
 ) -> torch.Tensor:
     try:
         logits = _forward(model, batch)
-    except Exception as error:  # a network raises anything
+    except Exception as error:  # a network may raise anything
         rows, length = batch["input_ids"].shape
         texts = "a text" if rows == 1 else f"{rows} texts"
         raise FamilyError(
@@ -175,17 +175,17 @@ def _forward_or_refuse(
 def _works(model: PreTrainedModel, rows: _Rows, length: int) -> bool:
     try:
         _forward(model, rows.batch([length]))
-    except Exception:  # a network raises anything where its positions end
+    except Exception:  # a network may raise anything where its positions end
         return False
     return True
 
 
 def _longest(model: PreTrainedModel, rows: _Rows, limit: int) -> int:
-    """The longest text up to ``limit`` that the model answers; 0 where it answers none."""
+    """Tokens of the longest text up to ``limit`` that the model answers; 0 if it answers none."""
     if _works(model, rows, limit):
         return limit
     fails, step = limit, 1
-    # What is missing is most often a token or two, so the search begins at the top.
+    # Usually only a token or two are too many, so the search begins at the top.
     while limit - step > 0 and not _works(model, rows, limit - step):
         fails, step = limit - step, step * 2
     works = max(0, limit - step)
@@ -199,7 +199,7 @@ def _longest(model: PreTrainedModel, rows: _Rows, limit: int) -> int:
 
 
 def _check_tokens(model: PreTrainedModel, rows: _Rows, length: int, kind: str) -> None:
-    """Refuse a model that fails where a text has the token in it that ends texts."""
+    """Refuse a model that fails if a text contains the token that ends texts."""
     if rows.end is None or length < 3:
         return
     batch = rows.batch([length, length])
@@ -234,7 +234,7 @@ def _check_logits(model: PreTrainedModel, logits: torch.Tensor, length: int, kin
 def _check_padding(
     model: PreTrainedModel, rows: _Rows, length: int, shortest: int, kind: str
 ) -> None:
-    """Refuse a model that gives a text other logits in a padded batch than by itself."""
+    """Refuse a model that gives a text other logits in a padded batch than alone."""
     pairs = {(shortest, min(length, shortest + 5)), (min(5, length), min(16, length))}
     pairs |= {(length // 2, length)}
     for short, long in sorted(pairs, key=sum, reverse=True):

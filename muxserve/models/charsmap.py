@@ -1,8 +1,8 @@
-"""SentencePiece's table of character replacements, checked before a tokenizer walks it.
+"""SentencePiece's table of character replacements, checked before a tokenizer reads it.
 
-The table is a trie in one array, then the replacements' text. The library that walks it trusts
-every number in it: a wrong one ends the thread that tokenizes, and a replacement may be of any
-length. Here every place that a text can lead to is visited once.
+The table is a trie in one array, followed by the replacements' text. The library that reads it
+trusts every number: a wrong one ends the thread that tokenizes, and a replacement may have any
+length. Here every node that a text can reach is visited once.
 """
 
 import base64
@@ -40,7 +40,7 @@ def charsmap_fault(encoded: str) -> str | None:
 
 def _trie_fault(units: np.ndarray, replacements: bytes) -> str | None:
     outside = "its trie leads outside of itself"
-    # A replacement begins at a character: not at one of UTF-8's bytes 10xxxxxx.
+    # A replacement begins at a character, not at one of UTF-8's continuation bytes 10xxxxxx.
     begins = (np.frombuffer(replacements, dtype=np.uint8) & 0xC0) != 0x80
     seen = np.zeros(len(units), dtype=bool)
     nodes = np.zeros(1, dtype=np.int64)

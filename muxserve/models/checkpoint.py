@@ -1,7 +1,7 @@
 """A checkpoint's folder in, its checked config out; networks are built without memory first.
 
-The order is: JSON, claims (``muxserve.models.claims``), the config as ``transformers`` has it, the
-network on the meta device, its values against the weights'. Only then may somebody build it.
+The order is: JSON, claims (``muxserve.models.claims``), the config of ``transformers``, the network
+on the meta device, its values against the weights'. Only then may the network be built.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ CONFIG_FILE = "config.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint's folder, whose claims agree with the weights beside it.
+    """Read ``config.json`` of a checkpoint's folder and compare its claims with the weights.
 
-    What it says of a network can be built: it takes no more values than the weights have bytes.
-    (Of an official MUX-PLM, ``load_official`` sees to that.)
+    The network that it describes can be built: it has no more values than the weights have bytes.
+    (For an official MUX-PLM, ``load_official`` checks that.)
 
     Raises:
         FamilyError: naming the file and the field.
@@ -46,7 +46,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_claims(folder: Path) -> tuple[dict[str, Any], WeightsFacts]:
-    """``config.json`` checked as JSON, and what the weights beside it hold."""
+    """Read ``config.json``, checked as JSON, and what the weights beside it contain."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise FamilyError(f"{file}: missing; expected the folder of a checkpoint")
@@ -58,10 +58,10 @@ def read_claims(folder: Path) -> tuple[dict[str, Any], WeightsFacts]:
 
 
 def model_config(config: dict[str, Any], folder: Path) -> PreTrainedConfig:
-    """The config of ``transformers`` for a checked ``config.json``, without orders of its folder.
+    """The config of ``transformers`` for a checked ``config.json``, see ``without_orders``.
 
     Raises:
-        FamilyError: for a model type that is unknown, or fields that it does not have so.
+        FamilyError: for an unknown model type, or fields of another kind than it has.
     """
     file = folder / CONFIG_FILE
     kind: str = config.get("model_type") or _guessed(folder)
@@ -73,11 +73,11 @@ def model_config(config: dict[str, Any], folder: Path) -> PreTrainedConfig:
     kept = {key: value for key, value in without_orders(config).items() if key != "model_type"}
     try:
         made: type[PreTrainedConfig] = CONFIG_MAPPING[kind]
-        # What only computes or does something cannot be set; the number of labels can.
+        # Methods and computed properties cannot be set; the number of labels can.
         fields = {*made.__dataclass_fields__, "num_labels"}
         settable = {key for key in kept if key in fields or not hasattr(made, key)}
         return made.from_dict({key: value for key, value in kept.items() if key in settable})
-    except Exception as error:  # transformers raises anything for a field of another kind
+    except Exception as error:  # transformers may raise anything for a field of another kind
         raise FamilyError(f"{file}: {reason(error)}") from None
 
 
@@ -85,12 +85,12 @@ def empty_model(auto: Any, config: PreTrainedConfig, folder: Path) -> PreTrained
     """The network of a config on the meta device: names and shapes, and no memory.
 
     Raises:
-        FamilyError: where there is no such network.
+        FamilyError: if there is no such network.
     """
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto.from_config(config)
-    except Exception as error:  # building raises anything, from KeyError to ZeroDivisionError
+    except Exception as error:  # anything from KeyError to ZeroDivisionError
         raise FamilyError(f"{folder / CONFIG_FILE}: {reason(error)}") from None
     return model
 
@@ -99,7 +99,7 @@ def check_values(model: PreTrainedModel, weights: WeightsFacts, folder: Path) ->
     """Refuse a network with more values than its weights have bytes.
 
     Raises:
-        FamilyError: with both figures.
+        FamilyError: with both numbers.
     """
     values = sum(one.numel() for one in (*model.parameters(), *model.buffers()))
     if values > most_values(weights):
@@ -112,7 +112,7 @@ def check_values(model: PreTrainedModel, weights: WeightsFacts, folder: Path) ->
 def check_shapes(
     found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]], file: Path
 ) -> None:
-    """Refuse a tensor of another shape than its network has.
+    """Refuse a tensor whose shape is not the network's.
 
     Args:
         found: shapes in ``file``, by name.
@@ -132,6 +132,6 @@ def check_shapes(
 
 
 def _guessed(folder: Path) -> str:
-    """The model type of an old checkpoint that has none, from its folder, as transformers does."""
+    """The model type of an old checkpoint without one, from its folder, as in transformers."""
     kinds = sorted(CONFIG_MAPPING, key=len, reverse=True)
     return next((kind for kind in kinds if kind in str(folder)), "")

@@ -1,8 +1,8 @@
 """What ``config.json`` claims, checked as JSON before anything is built from it.
 
-A number in it decides how much memory a model takes, so it is compared with what the weights hold:
-a size that no tensor could have, or more layers than there are tensors, is refused by name. What
-is left is built without memory and counted, see ``muxserve.models.checkpoint``.
+Its numbers decide how much memory a model takes, so they are compared with the weights. A size that
+no tensor could have, or more layers than there are tensors, is refused by name. The rest is built
+without memory and counted, see ``muxserve.models.checkpoint``.
 """
 
 import re
@@ -14,7 +14,7 @@ from muxserve.errors import FamilyError
 from muxserve.models.files import is_whole, shown
 from muxserve.models.weights_file import WeightsFacts
 
-#: Fields that are whole numbers of at least 1 wherever they stand.
+#: Fields that are whole numbers of at least 1 wherever they appear.
 _POSITIVE = re.compile(
     r"dim|d_model|embedding_size|hidden_dim|hidden_size|intermediate_size|max_position_embeddings"
     r"|n_embd|n_heads?|n_layers?|num_attention_heads|num_hidden_(demux_)?layers|num_instances"
@@ -27,20 +27,20 @@ _SIZES = re.compile(
     r"(^|_)(buckets|channels|classes|ctx|d_ff|d_head|d_kv|d_model|dims?|distance|embd|embeddings?"
     r"|features|heads?|hidden|inner|instances|labels|lengths?|positions?|rank|sizes?|widths?)$"
 )
-#: Of generation, or no size of anything.
+#: Fields about generation, or that are no size.
 _NO_SIZES = frozenset({"max_length", "min_length", "model_max_length", "chunk_size_feed_forward"})
-#: A model of few parts, or of few values, is small whatever its weights hold.
+#: A model with so few parts or values is small whatever its weights contain.
 _FEW_PARTS, _FEW_VALUES = 64, 1 << 22
 _MOST_LABELS = 1 << 20
 _MOST_LIST = 4096
-#: Where the values are names and not sizes.
+#: Fields whose values are names, not sizes.
 _NAMES = frozenset({"id2label", "label2id", "task_specific_params"})
 _HIDDEN = ("hidden_size", "dim", "d_model", "n_embd")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
-#: Token ids that a forward of ours embeds.
+#: Token ids that a forward here embeds.
 _EMBEDDED = ("pad_token_id", "first_token_id")
-#: What says how a model is run, or with whose code: the engine decides that, no folder.
+#: Fields that say how a model runs, or with whose code: the engine decides that, not a folder.
 _NOT_OURS = re.compile(
     r"_.*|attn_implementation|auto_map|chunk_size_feed_forward|experts_implementation"
     r"|gradient_checkpointing|name_or_path|output_attentions|output_hidden_states|return_dict"
@@ -54,12 +54,12 @@ def most_values(weights: WeightsFacts) -> int:
 
 
 def check_claims(config: Mapping[str, Any], weights: WeightsFacts, file: Path) -> None:
-    """Check what sizes a network, in a config and the configs in it.
+    """Check the fields that size a network, in a config and the configs in it.
 
     Args:
         config: the content of ``config.json``.
-        weights: what the weights hold.
-        file: where the config stands, for the error.
+        weights: what the weights contain.
+        file: where the config is, for the error.
 
     Raises:
         FamilyError: naming the field.
@@ -77,7 +77,7 @@ def check_claims(config: Mapping[str, Any], weights: WeightsFacts, file: Path) -
 
 
 def without_orders(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what says how, or with whose code, a model is run."""
+    """A config without the fields that say how, or with whose code, a model runs."""
     return {
         key: without_orders(value) if isinstance(value, dict) and key not in _NAMES else value
         for key, value in config.items()
@@ -86,7 +86,7 @@ def without_orders(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label_fault(names: Sequence[object]) -> str | None:
-    """Why a caller could not tell labels from each other, or None where he can."""
+    """Why a caller could not tell labels apart, or None if they can be."""
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name.strip():
@@ -98,7 +98,7 @@ def label_fault(names: Sequence[object]) -> str | None:
 
 
 def _check_names(config: Mapping[str, Any], file: Path) -> None:
-    """Fields that name something, of which others read the first without looking."""
+    """Check the fields that name something, of which others read the first entry unchecked."""
     architectures = config.get("architectures")
     if architectures is not None and (
         not isinstance(architectures, list)

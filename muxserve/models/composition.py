@@ -1,8 +1,8 @@
 """The composition: embeddings -> multiplexer -> encoder -> demultiplexer, for any backbone.
 
-Row ``g * N + i`` of a batch is slot i of group g. The encoder is ``transformers``' BERT or ELECTRA,
-fed with the mixture as embeddings; it then adds positions and normalises a second time, which the
-reference does too and which its weights depend on. ``muxserve.models.tasks`` puts heads on it.
+Row ``g * N + i`` of a batch is slot i of group g. The encoder is ``transformers``' BERT or ELECTRA
+with the mixture as its embeddings: it adds positions and normalises a second time, as in the
+reference, whose weights depend on it. ``muxserve.models.tasks`` adds the heads.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ class Encoded:
         ids: [B, L] token ids as embedded, without prefix.
         mask: [B, L], 1 at tokens.
         prefix: positions before the first token.
-        muxed: [G, L', E], or None where N=1 ran the backbone alone.
-        states: [G, L', H], or fewer positions where not all were asked for.
+        muxed: [G, L', E], or None if N=1 ran the backbone alone.
+        states: [G, L', H], or fewer positions if not all were asked for.
     """
 
     n: int
@@ -58,7 +58,8 @@ class MuxPreTrainedModel(PreTrainedModel):
     retrieval_ignores_padding = True
     #: The first token that the retrieval loss asks for.
     retrieval_start = 0
-    #: Whether the reference leaves mask and segments where they are when a prefix moves the tokens.
+    #: Whether mask and segments stay where they are when a prefix moves the tokens, as in the
+    #: reference for some tasks.
     masks_stay = False
 
     def __init__(self, config: MuxConfig) -> None:
@@ -113,13 +114,13 @@ class MuxPreTrainedModel(PreTrainedModel):
             input_ids: [B, L] token ids; B a multiple of N.
             attention_mask: [B, L], 1 at tokens; None means no padding.
             num_instances: N of this batch, one of ``config.widths``; default the widest.
-            token_type_ids: [B, L] segments, where the weights were trained with them.
+            token_type_ids: [B, L] segments, if the weights were trained with them.
                 Behind a prefix of P tokens, mask and segments may be [B, P + L]: one for each
-                position that is embedded; see ``_beside_prefix`` for the others.
+                embedded position; see ``_beside_prefix`` for other shapes.
             read: compute the last layer for the prefix and this many tokens only.
 
         Raises:
-            ValueError: for an N that the weights do not have, a B that is not a multiple of N, a
+            ValueError: for an N that the weights do not serve, a B that is not a multiple of N, a
                 text longer than the position table, or a mask of another shape.
         """
         n = self.config.num_instances if num_instances is None else num_instances
@@ -144,7 +145,7 @@ class MuxPreTrainedModel(PreTrainedModel):
 
         ids, mask = input_ids, attention_mask
         if prefix is not None:
-            # Not len(): it would fix the number of texts in a graph that is traced.
+            # Not len(): it would fix the number of texts in a traced graph.
             before = prefix.repeat(ids.shape[0] // n, 1)
             ids = torch.cat([before, ids], dim=1)
             mask = self._beside_prefix(mask, torch.ones_like(before), ids)
@@ -152,7 +153,7 @@ class MuxPreTrainedModel(PreTrainedModel):
                 token_type_ids = self._beside_prefix(token_type_ids, before * 0, ids)
             attention_mask = attention_mask[:, -input_ids.shape[1] :]
         muxed = self.mix(ids, mask, n, token_type_ids)
-        # A prefix ends with the token that a head reads.
+        # A sentence head reads the last token of the prefix.
         states = self.encode_mixture(muxed, mask, n, length if read and length else read)
         return Encoded(n, input_ids, attention_mask, length, muxed, states)
 
@@ -161,9 +162,9 @@ class MuxPreTrainedModel(PreTrainedModel):
     ) -> torch.Tensor:
         """Mask or segments [B, P + L] of ids [B, P + L] that begin with a prefix [B, P].
 
-        One for each position is taken as it is. What has one for each token moves with the tokens,
-        unless the reference trained these weights for a task where it does not: there, what is
-        given stays at its position and its last column goes on to the end.
+        A value for each position is taken as it is. Values for each token move with the tokens. In
+        tasks where the reference does not move them (``masks_stay``), they stay at their positions
+        and the last column is repeated to the end.
         """
         if given.shape[1] == ids.shape[1]:
             return given
@@ -207,7 +208,7 @@ class MuxPreTrainedModel(PreTrainedModel):
         return states.flatten(0, 1)
 
     def project(self, encoded: Encoded, states: torch.Tensor) -> torch.Tensor:
-        """The demultiplexer's last step, which N=1 alone does not have."""
+        """The demultiplexer's last step; nothing where N=1 ran the backbone alone."""
         return states if encoded.muxed is None else self.demultiplexer.project(states)
 
     def token_logits(self, encoded: Encoded, wanted: torch.Tensor) -> torch.Tensor:
@@ -255,11 +256,11 @@ class MuxPreTrainedModel(PreTrainedModel):
     def retrieval_loss(self, encoded: Encoded, slots: torch.Tensor | None = None) -> torch.Tensor:
         """Mean cross-entropy of naming the token of one slot at each position (paper, section 3.2).
 
-        Of the tokens a share of ``retrieval_percentage`` is kept.
+        A random share of the tokens, ``retrieval_percentage``, counts.
 
         Args:
             encoded: what ``encode`` returned, at every position.
-            slots: [G, L] the slot asked for at each token; drawn at random when None.
+            slots: [G, L] the slot asked for at each token; None to draw them at random.
         """
         logits, labels = self.retrieval_logits(encoded, slots)
         return nn.functional.cross_entropy(logits.float(), labels)
@@ -271,7 +272,7 @@ class MuxPreTrainedModel(PreTrainedModel):
         task_loss: torch.Tensor,
         slots: torch.Tensor | None,
     ) -> MuxOutput:
-        """``output`` with the task's loss, and with the retrieval loss where it has a weight."""
+        """``output`` with the task's loss, and with the retrieval loss if it has a weight."""
         output.task_loss = task_loss
         output.loss = self.config.task_loss_coeff * task_loss
         if self._retrieves(slots):

@@ -1,8 +1,7 @@
 """What a MUX-PLM checkpoint says about itself: its widths, its parts, and how it must be served.
 
-The keys that official MUX-PLM checkpoints carry keep their names (``num_instances``,
-``muxing_variant``, ...); the keys added here say how a checkpoint was trained, so that the engine
-cannot serve it in the wrong mode.
+Keys of official MUX-PLM checkpoints keep their names (``num_instances``, ``muxing_variant``, ...).
+Keys added here say how a checkpoint was trained, so the engine cannot serve it in the wrong mode.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,8 @@ class MuxConfig(PreTrainedConfig):
             demultiplexer. Only for weights trained with several widths.
         muxing_variant: name of the multiplexer, see ``muxserve.models.multiplexers``.
         demuxing_variant: name of the demultiplexer, see ``muxserve.models.demultiplexers``.
-        num_hidden_demux_layers: D of the index-position demultiplexer, counted as the reference
-            does (it applies D-1 layers).
+        num_hidden_demux_layers: D of the index-position demultiplexer, counted as in the reference
+            (D-1 layers are applied).
         gaussian_hadamard_norm: L2 norm of each row of the initial Gaussian keys.
         binary_hadamard_epsilon: how far neighbouring chunks of the binary keys overlap, as a share
             of a chunk.
@@ -49,7 +48,8 @@ class MuxConfig(PreTrainedConfig):
         retrieval_residual: the retrieval head reads all D layers with residuals (ELECTRA's),
             instead of two without (BERT's).
         retrieval_percentage: share of token positions that enter the retrieval loss.
-        retrieval_loss_coeff, task_loss_coeff: weights of the two losses.
+        retrieval_loss_coeff: weight of the retrieval loss.
+        task_loss_coeff: weight of the task's loss.
     """
 
     if TYPE_CHECKING:  # every backbone's config has these
@@ -110,7 +110,7 @@ class MuxConfig(PreTrainedConfig):
         return n + 1 if self.demuxing_variant == "index" else 0
 
     def _check(self) -> None:
-        """Raise ValueError, naming the field, for a combination that no weights can have."""
+        """Raise ValueError, naming the field, for a combination that cannot be."""
         widths = self.served_widths
         if self.num_instances < 1:
             raise ValueError(f"num_instances must be at least 1, got {self.num_instances}")
@@ -165,7 +165,7 @@ class MuxBertConfig(MuxConfig, BertConfig):
 class MuxElectraConfig(MuxConfig, ElectraConfig):
     """Configuration of a multiplexed ELECTRA; see ``MuxConfig`` for what multiplexing adds.
 
-    Its defaults are ELECTRA's: a dense classifier head, a retrieval head with residuals.
+    Its defaults are ELECTRA's: a dense classifier head and a retrieval head with residuals.
     """
 
     model_type = "muxelectra"

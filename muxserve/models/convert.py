@@ -1,8 +1,8 @@
 """A checkpoint in, a member of a family out: official MUX-PLMs and plain classifiers.
 
-Plain classifiers are asked what they can be served with before anything is written. Nothing is left
-half-written: a new family is made and checked under a temporary name, and a family that is widened
-gets its new ``family.json`` last.
+A plain classifier is run first to find out how it can be served. Nothing is left half-written: a
+new family is made and checked under a temporary name, and a family that gets one more member gets
+its new ``family.json`` last.
 """
 
 import shutil
@@ -44,8 +44,8 @@ class Converted:
         num_instances: its N.
         folder: where its weights were written.
         served: whether it is a member of a family now (classifiers of texts or tokens are).
-        dropped: tensors of the checkpoint that the model does not use, which were left out.
-        max_length: most tokens of a text that the family takes; None where it is not served.
+        dropped: tensors of the checkpoint that the model does not use and that were left out.
+        max_length: most tokens of a text that the family takes; None if it is not served.
     """
 
     kind: str
@@ -68,14 +68,14 @@ def convert(
     labels: Sequence[str] | None = None,
     max_length: int | None = None,
 ) -> Converted:
-    """Make a checkpoint a member of the family in folder ``out``, a new one or one that is there.
+    """Make a checkpoint a member of the family in folder ``out``, a new or an existing one.
 
     Args:
         source: a folder, or a model's name on the hub.
         out: the family's folder.
         tokenizer: folder, ``tokenizer.json`` or hub name; by default the checkpoint's own.
         labels: label names in the order of the logits; by default the checkpoint's own.
-        max_length: most tokens of a text of a new family; by default what its tokenizer says and
+        max_length: most tokens of a text of a new family; by default what its tokenizer states and
             its model takes.
 
     Raises:
@@ -114,7 +114,7 @@ def convert(
 
 
 def _read_model(folder: Path) -> tuple[str, PreTrainedModel, tuple[str, ...]]:
-    """What a checkpoint is, in words; its model; and the tensors that were dropped."""
+    """What a checkpoint is, in words, its model, and the names of dropped tensors."""
     config = read_config(folder)
     if not is_official(config):
         plain = read_plain(folder, config)
@@ -171,7 +171,7 @@ def _length(
 
 
 def _ask(folder: Path, model: PreTrainedModel, limit: int, *, shortest: int = 1) -> int:
-    """``ask`` of a model from this folder."""
+    """``ask`` a model, naming its folder in the error."""
     try:
         return ask(model, limit, shortest=shortest)
     except FamilyError as error:
@@ -180,17 +180,17 @@ def _ask(folder: Path, model: PreTrainedModel, limit: int, *, shortest: int = 1)
 
 
 def _shortest(tokenizer: SourceTokenizer) -> int:
-    """Tokens of the shortest text: one, and the special ones."""
+    """Tokens of the shortest text: one and the special ones."""
     return tokenizer.tokenizer.num_special_tokens_to_add(False) + 1
 
 
 def _write(model: PreTrainedModel, folder: Path) -> None:
-    """A checkpoint's files, as ``Family.load`` reads them."""
+    """Write a checkpoint's files as ``Family.load`` reads them."""
     if isinstance(model.config, MuxConfig):
         model.save_pretrained(folder)
         return
-    # Not save_pretrained: it leaves out tensors that are tied to others, and writes those of some
-    # types under names of older releases.
+    # Not save_pretrained: it leaves out tensors that are tied to others, and writes tensors of some
+    # types under the names of older releases.
     model.config.architectures = [type(model).__name__]
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
@@ -200,7 +200,7 @@ def _write(model: PreTrainedModel, folder: Path) -> None:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A new folder on the disk of ``out``, gone at the end unless it has been moved."""
+    """Yield a new folder on the disk of ``out``, removed at the end unless it was moved."""
     home = next(parent for parent in out.absolute().parents if parent.is_dir())
     with TemporaryDirectory(dir=home, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / "made"
@@ -210,11 +210,11 @@ def _beside(out: Path) -> Iterator[Path]:
 
 def _move(made: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    made.rename(out)  # over an empty folder too
+    made.rename(out)  # replaces an empty folder too
 
 
 def _write_unserved(model: PreTrainedModel, out: Path, tokenizer: SourceTokenizer | None) -> None:
-    """A checkpoint's folder, beside whatever else is in it."""
+    """Write a checkpoint into a folder, beside whatever else is there."""
     with _beside(out) as made:
         _write(model, made)
         if tokenizer is not None:
@@ -255,7 +255,7 @@ def _new_family(
 def _widen(
     out: Path, folder: Path, model: PreTrainedModel, n: int, labels: list[str], task: Task
 ) -> FamilySpec:
-    """Add a member to a family that is there, or change nothing."""
+    """Add a member to an existing family, or change nothing."""
     before = read_spec(out)
     spec = before.model_copy(deep=True)
     if task != spec.task:
@@ -272,7 +272,7 @@ def _widen(
             f"checkpoint has {', '.join(labels)}",
             field="labels",
         )
-    # Only a plain model may be served at another length than its own, and only at a shorter one.
+    # Only a plain model can be served at another length than its own, and only at a shorter one.
     if isinstance(model.config, MuxConfig):
         spec.max_length = min(spec.max_length, model.config.trained_length)
     elif (length := _ask(folder, model, spec.max_length)) < spec.max_length:

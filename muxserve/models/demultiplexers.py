@@ -1,4 +1,4 @@
-"""Demultiplexers: the encoder's one sequence in, a sequence for each of the N slots out.
+"""Demultiplexers: the encoder's one sequence in, one sequence for each of the N slots out.
 
 A new demultiplexer is one class here and one line in ``DEMULTIPLEXERS``.
 """
@@ -16,7 +16,7 @@ EVERYWHERE = slice(None)
 
 
 class Demultiplexer(nn.Module, ABC):
-    """Separates what the encoder computed for a group into its N slots."""
+    """Separates the encoder's output for a group into its N slots."""
 
     #: Whether the retrieval head has its own layer before the decoder.
     retrieval_pre_decoder = True
@@ -39,9 +39,9 @@ class Demultiplexer(nn.Module, ABC):
         """
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """Last, linear step on separated states [..., H]; nothing by default.
+        """Last step on separated states [..., H]; nothing by default.
 
-        It is linear so that a mean over positions can be taken before it, once per text.
+        It is linear, so a mean over positions can be taken before it, once per text.
         """
         return states
 
@@ -57,20 +57,22 @@ class Demultiplexer(nn.Module, ABC):
 
         Args:
             encoded: [G, L, H] encoder output, prefix included.
-            group, slot, position: [P] indices of what is asked for.
+            group: [P] the group of each token asked for.
+            slot: [P] its slot.
+            position: [P] its position.
 
         Returns:
             [P, H].
         """
 
     def reset_keys(self) -> None:
-        """Draw the slots' keys afresh; most demultiplexers learn theirs from the default."""
+        """Draw new keys for the slots; by default the usual initialisation is kept."""
 
 
 def _keyed(first: nn.Linear, keys: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
-    """``first`` of the concatenation (key, f), by its two halves.
+    """``first`` of the concatenation (key, f), computed in two halves.
 
-    So the position's half is computed once and not for every slot.
+    The position's half is computed once, not for every slot.
     """
     h = f.shape[-1]
     return linear(keys, first.weight[:, :h]) + linear(f, first.weight[:, h:], first.bias)
@@ -79,8 +81,8 @@ def _keyed(first: nn.Linear, keys: torch.Tensor, f: torch.Tensor) -> torch.Tenso
 class IndexPosition(Demultiplexer):
     """The paper's RSA demultiplexer: an MLP over the concatenation of a slot's key and a position.
 
-    As released, the residual layers have dropout where the paper has layer norm; weights depend on
-    it, so it is kept. ``num_hidden_demux_layers`` D gives D-1 layers.
+    As released, the residual layers have dropout where the paper has layer norm. It is kept, as the
+    weights depend on it. ``num_hidden_demux_layers`` D gives D-1 layers.
     """
 
     def __init__(self, config: MuxConfig) -> None:
@@ -135,8 +137,8 @@ class IndexPosition(Demultiplexer):
 class IndexPrefix(Demultiplexer):
     """DataMUX's index demultiplexer: a slot's key is the encoder's output at a prefix position.
 
-    The text of slot i follows a prefix of N+1 tokens: a filler everywhere, a token that names the
-    slot at position i, and a first token that ends it.
+    The text of slot i follows a prefix of N+1 tokens: fillers, with a token that names the slot at
+    position i, and a last token that ends the prefix.
     """
 
     retrieval_pre_decoder = False
@@ -145,7 +147,7 @@ class IndexPrefix(Demultiplexer):
         super().__init__()
         h = config.hidden_size
         self.filler_id = config.prefix_filler_id
-        # The config refuses this demultiplexer without one.
+        # The config refuses this demultiplexer without a first token.
         self.end_id = cast(int, config.first_token_id)
         self.dense = nn.Linear(2 * h, h)
         self.layer_norm = nn.LayerNorm(h, eps=config.layer_norm_eps)
@@ -176,11 +178,11 @@ class IndexPrefix(Demultiplexer):
 
 
 class HadamardGate(Demultiplexer):
-    """Scale and shift of one shared projection by each slot's own gate: unbinding by product.
+    """One shared projection, scaled and shifted by each slot's own gate: unbinding by product.
 
-    The mirror of the Hadamard multiplexer: what was bound by a product with a slot's key is taken
-    out by a product with the slot's gate. One H x H product per position serves all slots; per slot
-    only element-wise work is left, so it stays cheap where the encoder is small and N is large.
+    It mirrors the Hadamard multiplexer: a product with a slot's key binds, and a product with the
+    slot's gate unbinds. One H x H product per position serves all slots; per slot only element-wise
+    work is left, so it stays cheap beside a small encoder at a large N.
     """
 
     def __init__(self, config: MuxConfig) -> None:

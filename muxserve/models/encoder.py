@@ -1,7 +1,7 @@
 """The backbone's forward, with the last layer computed only at the positions that are read.
 
-The layers, embeddings and attention are ``transformers``' own (BERT's or ELECTRA's); only the loop
-over the layers is ours, because a head that reads one position leaves the last layer little to do.
+The layers, embeddings and attention are ``transformers``' own (BERT's or ELECTRA's). Only the loop
+over the layers is here, because the last layer has little to do for a head that reads one position.
 """
 
 from typing import cast
@@ -29,11 +29,11 @@ def encode(
 
     Args:
         backbone: BERT or ELECTRA.
-        input_ids: [B, L] token ids, or
-        inputs_embeds: [B, L, E] in their stead; positions are added and normalised all the same.
+        input_ids: [B, L] token ids; or give ``inputs_embeds``.
+        inputs_embeds: [B, L, E] embeddings; positions are still added and normalised.
         token_type_ids: [B, L] segments; None for all 0.
         mask: [B, L], 1 where a position is attended to; None for everywhere.
-        read: the last layer is computed for the first ``read`` positions only; None for all.
+        read: compute the last layer for the first ``read`` positions only; None for all.
 
     Returns:
         [B, L, H], or [B, read, H].

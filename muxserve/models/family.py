@@ -1,7 +1,7 @@
 """A family on disk: ``family.json`` and the checkpoints it names, checked before it serves.
 
 In: a folder. Out: a ``Family`` with one loaded model for each member N (members that name the same
-folder share it). Whatever is wrong is a ``FamilyError`` that names the file and the field.
+folder share it). Every mistake is a ``FamilyError`` that names the file and the field.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ __all__ = [
     "write_spec",
 ]
 
-#: What loads the checkpoints of each task.
+#: The class that loads the checkpoints of each task.
 AUTO_MODELS: dict[Task, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
@@ -76,7 +76,7 @@ class Family:
 
     @property
     def padded_length(self) -> int | None:
-        """The one length that every text is padded to, or None where the longest text decides."""
+        """The length that every text is padded to, or None if the longest text decides."""
         for model in self.models.values():
             if getattr(model.config, "padding", "longest") == "max_length":
                 return self.spec.max_length
@@ -104,8 +104,8 @@ class Family:
             widths: load only these N.
             dtype: of the weights; None takes what is fastest there, see ``fastest_dtype``.
             device: where the weights go, "cpu" or "cuda".
-            verify_checksums: compare every file that is loaded with its checksum in
-                ``family.json``, where it has one.
+            verify_checksums: compare every loaded file with its checksum in ``family.json``, if it
+                has one.
 
         Raises:
             FamilyError: naming the file and the field.
@@ -124,7 +124,7 @@ class Family:
 
 
 def check_family(family: str | Path, *, verify_checksums: bool = True) -> FamilySpec:
-    """Check a family as ``Family.load`` does, loading no weights.
+    """Check a family as ``Family.load`` does, without loading weights.
 
     Raises:
         FamilyError: naming the file and the field.
@@ -140,7 +140,8 @@ def member_logits(
 ) -> torch.Tensor:
     """Logits of one member for [B, L] ids; a plain classifier is the N=1 member.
 
-    [B, labels] of texts, [B, L, labels] of tokens.
+    Returns:
+        [B, labels] for texts, [B, L, labels] for tokens.
     """
     if isinstance(model.config, MuxConfig):
         output = model(input_ids, attention_mask, num_instances=n)
@@ -156,10 +157,10 @@ def shipped_families() -> list[str]:
 
 
 def resolve(family: str | Path) -> Path:
-    """The folder of a shipped family's name, or of a path.
+    """The folder of a shipped family, by name, or of a path.
 
     Raises:
-        FamilyError: where there is no such folder.
+        FamilyError: if there is no such folder.
     """
     shipped = Path(str(files("muxserve") / "families" / str(family)))
     is_name = Path(family).name == str(family)
@@ -196,7 +197,7 @@ def _wanted_members(spec: FamilySpec, widths: Sequence[int] | None, folder: Path
 def _checked(
     spec: FamilySpec, members: Sequence[Member], folder: Path, *, verify_checksums: bool
 ) -> tuple[Tokenizer, dict[str, PreTrainedConfig]]:
-    """The tokenizer, and the config of each checkpoint by its path, when all is as it should be."""
+    """Check a family; its tokenizer, and the config of each checkpoint by its path."""
     configs = _check_members(members, spec, folder)
     rows = min((int(config.vocab_size) for config in configs.values()), default=MOST_ROWS)
     tokenizer = _read_tokenizer(folder / spec.tokenizer, rows, spec.max_length)
@@ -215,7 +216,7 @@ def _read_tokenizer(file: Path, rows: int, max_length: int) -> Tokenizer:
 def _check_members(
     members: Sequence[Member], spec: FamilySpec, folder: Path
 ) -> dict[str, PreTrainedConfig]:
-    """Check members against their checkpoints; the config of each checkpoint, by its path."""
+    """Check members against their checkpoints; the config of each checkpoint by its path."""
     configs: dict[str, PreTrainedConfig] = {}
     for member in members:
         if member.path not in configs:
@@ -235,7 +236,7 @@ def _check_members(
 def _load_member(
     folder: Path, config: PreTrainedConfig, task: Task, dtype: torch.dtype, device: str
 ) -> PreTrainedModel:
-    # Not from_pretrained: all is checked by now, and it would draw a progress bar for each member.
+    # Not from_pretrained: everything is checked, and it would draw a progress bar for each member.
     model: PreTrainedModel = AUTO_MODELS[task].from_config(config)
     model.load_state_dict(load_file(folder / SAFE))
     torch.nn.Module.to(model, device, dtype)
@@ -243,7 +244,7 @@ def _load_member(
 
 
 def _check_checkpoint(folder: Path, task: Task) -> PreTrainedConfig:
-    """A checkpoint's config, once every tensor's name and shape agrees with it."""
+    """Check a checkpoint: every tensor's name and shape must fit its config, which is returned."""
     for name in (CONFIG_FILE, SAFE):
         if not (folder / name).is_file():
             raise FamilyError(f"{folder / name}: missing (field members.path of {FAMILY_FILE})")

@@ -1,6 +1,6 @@
-"""Files of a folder that somebody else wrote: where they may lie, and JSON that cannot hurt.
+"""Files in a folder that somebody else wrote: where they may be, and JSON within bounds.
 
-A name in ``family.json`` leads to a file of its folder and nowhere else, a file is read only up to
+A name in ``family.json`` leads to a file in its folder and nowhere else, a file is read only up to
 a size, and JSON only up to a depth. Everything else is a ``FamilyError`` that names the file.
 """
 
@@ -12,16 +12,16 @@ from typing import Any, TypeGuard
 
 from muxserve.errors import FamilyError
 
-#: ``config.json`` and ``family.json`` of a hundred thousand labels take less.
+#: ``config.json`` and ``family.json`` with a hundred thousand labels are smaller.
 MOST_JSON_BYTES = 8 << 20
-#: Lists and objects of one JSON file: each costs memory, however few characters it has.
+#: Lists and objects of one JSON file: each takes memory, however few characters it has.
 MOST_CONTAINERS = 2_000_000
 MOST_DEPTH = 32
 _PACKAGE = Path(__file__).parents[1]
-#: What is told of a value, or of another library's reason.
+#: Characters of a value, or of another library's message, in an error.
 _TOLD_CHARACTERS = 60
 _TOLD_REASON = 240
-#: Characters of a path: the name of one file may have so many on every system.
+#: Characters of a path: every system allows this many in a file name.
 _MOST_PATH = 255
 
 
@@ -36,18 +36,18 @@ def shown(value: object) -> str:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value of JSON is a whole number; true and false are none."""
+    """Whether a JSON value is a whole number; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def short(text: str) -> str:
-    """What another library says, in one line of some length."""
+    """What another library says, in one line of bounded length."""
     line = " ".join(text.split())
     return line if len(line) <= _TOLD_REASON else f"{line[:_TOLD_REASON]}..."
 
 
 def reason(error: BaseException) -> str:
-    """Why another library refused, in one line; with the error's kind where that says more."""
+    """Why another library refused, in one line; with the error's class if that says more."""
     text = str(error)
     if not text or isinstance(error, KeyError | ZeroDivisionError | AttributeError | IndexError):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
@@ -55,10 +55,10 @@ def reason(error: BaseException) -> str:
 
 
 def read_bounded(file: Path, most_bytes: int) -> bytes:
-    """The content of a file of up to so many bytes.
+    """The content of a file of at most ``most_bytes``.
 
     Raises:
-        FamilyError: for one that is larger, or is no file that can be read.
+        FamilyError: for a larger file, or one that cannot be read.
     """
     try:
         if not file.is_file():
@@ -76,14 +76,14 @@ def read_json(file: Path, *, most_bytes: int = MOST_JSON_BYTES) -> Any:
     """The content of a JSON file, of bounded size and depth.
 
     Raises:
-        FamilyError: naming the file and what is wrong with it.
+        FamilyError: naming the file and what is wrong in it.
     """
     content = read_bounded(file, most_bytes)
     return parse_json(content, file)
 
 
 def parse_json(content: bytes, file: Path) -> Any:
-    """As ``read_json``, of what was read from ``file``."""
+    """Parse JSON as ``read_json`` does; ``file`` is where it was read, for the error."""
     if content.count(b"[") + content.count(b"{") > MOST_CONTAINERS:
         raise FamilyError(f"{file}: has more than {MOST_CONTAINERS:,} lists and objects")
     deep = f"{file}: nested more than {MOST_DEPTH} levels deep"
@@ -93,7 +93,7 @@ def parse_json(content: bytes, file: Path) -> Any:
         raise FamilyError(deep) from None
     except UnicodeDecodeError as error:
         raise FamilyError(f"{file}: not JSON: not UTF-8 at byte {error.start}") from None
-    except ValueError as error:  # also a number of thousands of digits
+    except ValueError as error:  # also for a number of thousands of digits
         raise FamilyError(f"{file}: not JSON: {reason(error)}") from None
     level = [parsed] if isinstance(parsed, dict | list) else []
     for _ in range(MOST_DEPTH + 1):
@@ -109,7 +109,7 @@ def parse_json(content: bytes, file: Path) -> Any:
 
 
 def read_json_object(file: Path, *, most_bytes: int = MOST_JSON_BYTES) -> dict[str, Any]:
-    """As ``read_json``, of a file that holds an object."""
+    """As ``read_json``, for a file with an object."""
     content = read_json(file, most_bytes=most_bytes)
     if not isinstance(content, dict):
         raise FamilyError(f"{file}: not a JSON object, but {shown(content)}")
@@ -117,12 +117,13 @@ def read_json_object(file: Path, *, most_bytes: int = MOST_JSON_BYTES) -> dict[s
 
 
 def inside(folder: Path, name: str, *, file: Path, field: str) -> Path:
-    """The path in ``folder`` that ``name`` says, where it leads to a place in that folder.
+    """The path of ``name`` in ``folder``, checked to stay in that folder.
 
     Args:
         folder: what the name is relative to.
-        name: as it stands in ``file``.
-        file, field: where the name stands, for the error.
+        name: as written in ``file``.
+        file: where the name is written, for the error.
+        field: of ``file``, for the error.
 
     Raises:
         FamilyError: for an absolute path, one with ``..``, and a link out of the folder.
@@ -146,7 +147,7 @@ def inside(folder: Path, name: str, *, file: Path, field: str) -> Path:
 
 
 def check_links(folder: Path, names: Sequence[str]) -> None:
-    """Refuse a folder that has one of these files as a link to somewhere else.
+    """Refuse a folder in which one of these files is a link to somewhere else.
 
     Raises:
         FamilyError: naming the file.
@@ -160,7 +161,7 @@ def check_links(folder: Path, names: Sequence[str]) -> None:
 
 def _leads_inside(path: Path, folder: Path) -> bool:
     if folder.absolute().is_relative_to(_PACKAGE):
-        return True  # installed: some installers link each file to a cache of theirs
+        return True  # installed: some installers link each file to their cache
     try:
         real = path.resolve()
         return any(real.is_relative_to(root) for root in (folder.resolve(), *_blobs(folder)))
@@ -169,7 +170,7 @@ def _leads_inside(path: Path, folder: Path) -> bool:
 
 
 def _blobs(folder: Path) -> Iterator[Path]:
-    """Where the hub's cache has the content that the links in ``snapshots/REVISION`` lead to."""
+    """Where the hub's cache has the content that links in ``snapshots/REVISION`` lead to."""
     for start in {folder.absolute(), folder.resolve()}:
         for above in (start, *start.parents):
             if above.name == "snapshots":
@@ -177,22 +178,22 @@ def _blobs(folder: Path) -> Iterator[Path]:
 
 
 def checksum(file: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal; OSError where it cannot be read."""
+    """SHA-256 of a file's content, in hexadecimal; OSError if it cannot be read."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_checksums(folder: Path, names: set[str], sums: Mapping[str, str], *, file: Path) -> None:
-    """Compare files with their checksums, those that have one.
+    """Compare files with their checksums; files without one are not compared.
 
     Args:
         folder: what the names are relative to.
         names: the files to compare.
         sums: checksums by name.
-        file: where they stand, for the error.
+        file: where the checksums are, for the error.
 
     Raises:
-        FamilyError: naming the file that is not what it was.
+        FamilyError: naming the file that has changed.
     """
     for name in sorted(names & set(sums)):
         try:

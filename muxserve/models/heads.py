@@ -6,7 +6,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from muxserve.models.config import MuxConfig
 
-#: Label of a position that enters no loss.
+#: Label of a position that no loss counts.
 IGNORED = -100
 
 
@@ -37,7 +37,7 @@ def build_classifier(config: MuxConfig) -> nn.Module:
 
 
 class RetrievalHead(nn.Module):
-    """Names the token that a slot has at a position: in training, and as the masked-LM head.
+    """Names a slot's token at a position: in training, and as the masked-LM head.
 
     In BERT models the decoder's weight is the word embedding table (tied by the model).
     """
@@ -67,8 +67,8 @@ def classification_loss(
     Args:
         logits: [B, labels].
         labels: [B] class ids, [B] values for regression, or [B, labels] of 0 and 1 for multi-label.
-        problem_type: transformers' name of the three; None for regression where there is one label
-            and for classification elsewhere.
+        problem_type: transformers' name of one of the three; None for regression if there is one
+            label, and for classification otherwise.
 
     Raises:
         ValueError: for labels of another shape.

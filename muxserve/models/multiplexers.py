@@ -11,16 +11,16 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from muxserve.models.config import MuxConfig
 
-#: What transformers 4.4.2 added to the scores of padding. Where every slot of a position is
-#: padding it acts as no mask at all, and without an encoder mask released weights depend on it.
+#: What transformers 4.4.2 added to the scores of padding. If every slot of a position is padding,
+#: it masks nothing, and released weights without an encoder mask depend on that.
 REFERENCE_MASK_VALUE = -10000.0
 
 
 class Multiplexer(nn.Module, ABC):
     """Superposes the N sequences of a group into one.
 
-    With the union mask, padding adds nothing and the sum over slots is scaled by 1/sqrt(N), so that
-    the mixture keeps the scale of one embedding. Without a mask padding is content.
+    With the union mask, padding adds nothing and the sum over slots is scaled by 1/sqrt(N), which
+    keeps the scale of one embedding. Without a mask, padding is content.
     """
 
     def __init__(self, config: MuxConfig) -> None:
@@ -41,7 +41,7 @@ class Multiplexer(nn.Module, ABC):
 
     @abstractmethod
     def reset_keys(self) -> None:
-        """Draw the slots' keys afresh."""
+        """Draw new keys for the slots."""
 
 
 class Hadamard(Multiplexer):
@@ -59,7 +59,7 @@ class Hadamard(Multiplexer):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         n = x.shape[1]
-        # Element-wise and a sum: as an einsum it would be permuted copies and tiny products.
+        # Element-wise, then a sum: an einsum would make permuted copies and tiny products.
         keyed = x * self.instance_embedding[:n].unsqueeze(1)
         if not self.masked:
             return keyed.mean(dim=1)
@@ -67,7 +67,7 @@ class Hadamard(Multiplexer):
 
 
 class GaussianHadamard(Hadamard):
-    """Keys are Gaussian vectors of one length."""
+    """Keys are Gaussian vectors of equal length."""
 
     def __init__(self, config: MuxConfig) -> None:
         super().__init__(config)
@@ -82,7 +82,7 @@ class GaussianHadamard(Hadamard):
 
 
 class BinaryHadamard(Hadamard):
-    """Keys are ones on a chunk of features per slot: the slots share out the embedding."""
+    """Keys are ones on a chunk of features per slot: the slots divide the embedding among them."""
 
     def __init__(self, config: MuxConfig) -> None:
         super().__init__(config)
@@ -94,7 +94,7 @@ class BinaryHadamard(Hadamard):
         overlap = int(self.epsilon / 2 * chunk)
         slots = torch.arange(n).unsqueeze(1)
         first = slots * chunk - overlap
-        # The last slot takes what the division left over.
+        # The last slot takes the remainder of the division.
         end = torch.where(slots == n - 1, size, (slots + 1) * chunk + overlap)
         feature = torch.arange(size)
         with torch.no_grad():
@@ -136,7 +136,7 @@ class Orthogonal(Multiplexer):
 
 
 class LowRankOrthogonal(Orthogonal):
-    """Each slot is projected on its own share of the dimensions, then all are rotated alike."""
+    """Each slot is projected on its own share of the dimensions, then all get the same rotation."""
 
     def reset_keys(self) -> None:
         n, size, _ = self.instance_embedding.shape
@@ -151,7 +151,7 @@ class LowRankOrthogonal(Orthogonal):
 
 
 class Contextual(Multiplexer):
-    """Slots are read in context, keyed, and attend to each other at every position, then averaged.
+    """Slots are read in context, keyed, attend to each other at every position, and are averaged.
 
     MUX-PLM's contextual multiplexer (section 3.1; ``gaussian_attention_v2`` in its code): one
     transformer layer over the positions of each text, one over the slots of each position.

@@ -1,7 +1,7 @@
 """Official MUX-PLM checkpoints (princeton-nlp/mux...) read into our models.
 
-Their ``model_type`` says plain "bert", so ``AutoModel`` would load them as something else in
-silence; they are told by their config keys and converted here, key by key.
+Their ``model_type`` says plain "bert", so ``AutoModel`` would silently load something else. They
+are recognised by their config keys and converted here, key by key.
 """
 
 import re
@@ -23,7 +23,7 @@ from muxserve.models.tasks import (
     SequenceClassification,
 )
 
-#: The reference forces BERT's [CLS] id, hard-coded, at position 0 or at the end of its prefix.
+#: BERT's [CLS] id, which the reference hard-codes at position 0 or at the end of its prefix.
 REFERENCE_CLS_ID = 101
 #: Every released checkpoint was trained on texts padded to 128 tokens, with no attention mask.
 REFERENCE_LENGTH = 128
@@ -38,7 +38,7 @@ ARCHITECTURES: dict[str, type[MuxPreTrainedModel]] = {
     "MuxedElectraForPreTraining": MuxElectraForPreTraining,
 }
 
-#: Written by the old library; not about the weights.
+#: Written by the old library, not about the weights.
 _DROPPED = (
     "model_type",
     "architectures",
@@ -59,8 +59,8 @@ _RENAMED_REPLACED_TOKEN = (
     (r"classifier\.dense\.(.*)", r"discriminator_predictions.dense.\1"),
     (r"classifier\.out_proj\.(.*)", r"discriminator_predictions.dense_prediction.\1"),
 )
-#: Tensors that no forward of ours reads: aliases of others, layers that no forward of the
-#: reference's reads either (``dense_D``), and the retrieval head where it is not wanted.
+#: Tensors that no forward here reads: aliases of others, layers that the reference does not read
+#: either (``dense_D``), and the retrieval head where it is not wanted.
 _UNREAD = re.compile(
     r".*\.position_ids|demultiplexer\.demux_module\..*|retrieval_head\..*"
     r"|demux_module\.(dense|layer_norm)_\d+\..*"
@@ -68,7 +68,7 @@ _UNREAD = re.compile(
 
 
 def is_official(config: dict[str, Any]) -> bool:
-    """Whether a config.json is an official MUX-PLM checkpoint's, not yet converted."""
+    """Whether a config.json is that of an official MUX-PLM checkpoint, not yet converted."""
     return config.get("model_type") in ("bert", "electra") and "muxing_variant" in config
 
 
@@ -88,7 +88,7 @@ def convert_config(config: dict[str, Any], *, retrieval_head: bool = False) -> M
         for key, value in config.items()
         if key not in _DROPPED and key in ours.__dataclass_fields__
     }
-    # The released python default; the scripts that trained the released weights pass index_pos.
+    # The default of the released code; the scripts that trained the weights pass index_pos.
     kept.setdefault("demuxing_variant", "index")
     kept.setdefault("num_instances", 5)
     sentences = issubclass(task, SequenceClassification)
@@ -115,7 +115,7 @@ def convert_state_dict(
     """Rename a reference state dict's tensors to those of ``model``.
 
     Raises:
-        ValueError: naming the keys that are missing, that no rule knows, or whose shape is another.
+        ValueError: naming keys that are missing, that no rule covers, or that have another shape.
     """
     rules = list(_RENAMED)
     if isinstance(model, ReplacedTokenDetection):
@@ -141,7 +141,7 @@ def convert_state_dict(
 def dropped_tensors(
     model: MuxPreTrainedModel, reference: dict[str, torch.Tensor]
 ) -> tuple[str, ...]:
-    """Names of a reference state dict's tensors that ``model`` has no use for, sorted."""
+    """Names of the tensors in a reference state dict that ``model`` does not use, sorted."""
     rules = list(_RENAMED)
     if isinstance(model, ReplacedTokenDetection):
         rules += _RENAMED_REPLACED_TOKEN
@@ -155,7 +155,7 @@ def load_official(
     """An official checkpoint's config.json and state dict as one of our models, in eval mode.
 
     Raises:
-        ValueError: for a config or weights that are not an official MUX-PLM's; see the two above.
+        ValueError: for a config or weights that are not an official MUX-PLM's.
     """
     kind = _model_class(config)
     try:
@@ -165,7 +165,7 @@ def load_official(
             tensors = convert_state_dict(kind(ours), state)
     except ValueError:
         raise
-    except Exception as error:  # building raises anything, from KeyError to ZeroDivisionError
+    except Exception as error:  # anything from KeyError to ZeroDivisionError
         raise ValueError(reason(error)) from None
     model = kind(ours)
     model.load_state_dict(tensors)
@@ -182,7 +182,7 @@ def _model_class(config: dict[str, Any]) -> type[MuxPreTrainedModel]:
 
 
 def _reference_name(key: str, rules: list[tuple[str, str]]) -> str:
-    # The demultiplexer's layers are numbered from 1 there.
+    # There, the demultiplexer's layers are numbered from 1.
     numbered = re.fullmatch(r"demultiplexer\.(dense|layer_norm)\.(\d+)\.(.*)", key)
     if numbered:
         name, index, part = numbered.groups()

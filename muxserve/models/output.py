@@ -1,4 +1,4 @@
-"""What one multiplexed forward returns, with its intermediate results for tests and study."""
+"""The result of one multiplexed forward, with intermediate results for tests and study."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ class MuxOutput(ModelOutput):
             or not) of tokens.
         task_loss: loss of the task alone.
         retrieval_loss: mean cross-entropy of the token-retrieval head.
-        muxed_embeddings: [G, L', E], the multiplexer's output (None where N=1 runs plain); L' = L
-            plus the demultiplexer's prefix.
-        encoder_output: [G, L', H], the encoder's last hidden state. Where the head reads one
-            position only, it stops at that position unless ``output_hidden_states`` is asked for.
+        muxed_embeddings: [G, L', E], the multiplexer's output (None if N=1 runs plain); L' = L plus
+            the demultiplexer's prefix.
+        encoder_output: [G, L', H], the encoder's last hidden state. If the head reads one position
+            only, it stops at that position unless ``output_hidden_states`` is set.
         demux_output: [B, positions, H] at the positions that the head reads; before the
             demultiplexer's ``project``.
     """

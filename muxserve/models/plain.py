@@ -1,7 +1,7 @@
 """A checkpoint of ``transformers`` in, its classifier of texts or tokens out, in eval mode.
 
-Names of tensors are matched by ``transformers`` itself, so that old checkpoints mean here what they
-mean there. What the model has no use for is dropped and named; nothing is ever drawn at random.
+``transformers`` matches the names of tensors, so old checkpoints mean the same here as there.
+Tensors that the model does not use are dropped and named; nothing is ever drawn at random.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from muxserve.models.claims import label_fault
 from muxserve.models.family import AUTO_MODELS, Task
 from muxserve.models.source import State, read_state
 
-#: Fields that are read here, not by ``transformers``, which takes the length of ``id2label`` for
-#: the number of labels.
+#: Fields that are read here: ``transformers`` takes the length of ``id2label`` as the number of
+#: labels.
 _OWN_FIELDS = ("id2label", "label2id", "num_labels")
-#: Labels where neither the config nor the weights say, as in ``transformers``.
+#: Labels if neither the config nor the weights tell, as in ``transformers``.
 _DEFAULT_LABELS = 2
 
 
@@ -42,7 +42,7 @@ class Plain:
 
 
 def task_of(architecture: str) -> Task | None:
-    """The task of a class of ``transformers`` or ours, where it is one that families have."""
+    """The task of a model class, by its name; None if families have no such task."""
     endings: dict[str, Task] = {
         "ForSequenceClassification": "sequence-classification",
         "ForTokenClassification": "token-classification",
@@ -96,7 +96,7 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
             field="id2label",
         )
     names = {index: named.get(index, f"LABEL_{index}") for index in range(count)}
-    # Decoders keep what they computed for a next token, which a classifier never asks for.
+    # Decoders keep a cache for a next token, which a classifier never asks for.
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False
     model.config.id2label = names
@@ -105,10 +105,10 @@ def read_plain(folder: Path, config: dict[str, Any]) -> Plain:
 
 
 def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Path) -> list[str]:
-    """Names in the order of the logits: those that are given, or the checkpoint's own.
+    """Names in the order of the logits: those given, or the checkpoint's own.
 
     Raises:
-        FamilyError: where the checkpoint has no names, or those that are given do not fit.
+        FamilyError: if there are neither, or the given ones do not fit.
     """
     count = int(model.config.num_labels or 0)
     names: dict[Any, str] = model.config.id2label or {}
@@ -131,20 +131,20 @@ def label_names(model: PreTrainedModel, labels: Sequence[str] | None, folder: Pa
 
 
 def problem_type(model: PreTrainedModel) -> Any:
-    """How logits become scores: what the pipelines of ``transformers`` make of the config."""
+    """How logits become scores, as the pipelines of ``transformers`` read the config."""
     if task_of(type(model).__name__) == "token-classification":
-        return "single_label_classification"  # whatever the config says: no pipeline reads it
+        return "single_label_classification"  # pipelines ignore what the config says
     own = model.config.problem_type
     if own == "regression":
         return own
-    # A sigmoid for a lone label, whose softmax would always be 1.
+    # A sigmoid for a single label, whose softmax would always be 1.
     if own == "multi_label_classification" or model.config.num_labels == 1:
         return "multi_label_classification"
     return "single_label_classification"
 
 
 def _named_labels(config: dict[str, Any], file: Path) -> dict[int, str]:
-    """``id2label`` by number, with whatever gaps it has."""
+    """``id2label`` by number, which may have gaps."""
     named = {int(index): name for index, name in (config.get("id2label") or {}).items()}
     if not all(isinstance(name, str) for name in named.values()):
         raise FamilyError(
@@ -155,7 +155,7 @@ def _named_labels(config: dict[str, Any], file: Path) -> dict[int, str]:
 
 
 def _label_count(config: dict[str, Any], named: dict[int, str]) -> tuple[int, bool]:
-    """How many labels the config claims, and whether it leaves no doubt about it."""
+    """How many labels the config claims, and whether that is certain."""
     stated: int | None = config.get("num_labels")
     if named:
         whole = sorted(named) == list(range(len(named)))
@@ -166,7 +166,7 @@ def _label_count(config: dict[str, Any], named: dict[int, str]) -> tuple[int, bo
 def _load(
     file: Path, config: dict[str, Any], count: int, task: Task, state: State
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A model with these tensors, and what ``transformers`` says of their names and shapes."""
+    """A model with these tensors, and the report of ``transformers`` on their names and shapes."""
     kept = {key: value for key, value in config.items() if key not in _OWN_FIELDS}
     with _quiet():
         made = model_config({**kept, "num_labels": count}, file.parent)
@@ -190,7 +190,7 @@ def _load(
 def _rows_of_head(
     mismatched: set[tuple[str, Sequence[int], Sequence[int]]], count: int
 ) -> int | None:
-    """The labels that the weights have, where their number is all that does not fit."""
+    """The number of labels in the weights, if nothing else fails to fit."""
     rows = {
         theirs[0] if len(theirs) == len(ours) and theirs[1:] == ours[1:] else None
         for _, theirs, ours in mismatched
@@ -214,7 +214,7 @@ def _check(report: dict[str, Any], folder: Path) -> None:
 
 
 def _dropped(model: PreTrainedModel, state: State, unexpected: set[str]) -> tuple[str, ...]:
-    """Tensors without a use, those that ``transformers`` passes over in silence included."""
+    """Unused tensors, including those that ``transformers`` skips silently."""
     silent = [
         *(model._keys_to_ignore_on_load_unexpected or ()),
         r"(^|\.)position_ids$",
@@ -229,7 +229,7 @@ def _dropped(model: PreTrainedModel, state: State, unexpected: set[str]) -> tupl
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ``transformers`` from printing: what it would say is said by ``Converted``."""
+    """Keep ``transformers`` from printing: ``Converted`` tells what it would print."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Configs of checkpoints in, the number format that serves them fastest here out."""
+"""Configs of checkpoints in, the dtype that serves them fastest on this machine out."""
 
 from collections.abc import Iterable
 
@@ -7,11 +7,11 @@ from transformers import PreTrainedConfig
 
 
 def fastest_dtype(configs: Iterable[PreTrainedConfig], device: str = "cpu") -> torch.dtype:
-    """bfloat16 where the device multiplies matrices of it in hardware.
+    """bfloat16 if the device has matrix products for it in hardware.
 
-    Elsewhere it is float32 on a CPU and float16 on a GPU. Weights that were trained without an
-    encoder mask (official checkpoints) stay in float32: they are converted to give the reference's
-    numbers, and their mask value of -10000 is too coarse in bfloat16.
+    Otherwise float32 on a CPU and float16 on a GPU. Weights trained without an encoder mask
+    (official checkpoints) stay in float32: they are to give the reference's numbers, and their mask
+    value of -10000 is too coarse in bfloat16.
     """
     if any(getattr(config, "encoder_mask", "union") == "none" for config in configs):
         return torch.float32

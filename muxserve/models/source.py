@@ -1,7 +1,7 @@
 """A folder or a name on the Hugging Face hub in; the tensors of its checkpoint out.
 
-Weights are one file or several with an index, safetensors or pickled. Pickled ones are read as
-tensors only, and an index may name nothing but files that lie beside it.
+Weights are one file, or several with an index, in safetensors or pickled. Pickled ones are read as
+tensors only, and an index may only name files beside it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,17 +18,17 @@ from muxserve.models.files import read_json_object
 from muxserve.models.weights_file import SAFE
 
 WEIGHTS = (SAFE, "pytorch_model.bin")
-#: What is fetched of a checkpoint on the hub.
+#: Files of a checkpoint that are fetched from the hub.
 FILES = (*WEIGHTS, "model-*.safetensors", "pytorch_model-*.bin", "*.json", "*.txt", "*.model")
 
 State = dict[str, torch.Tensor]
 
 
 def fetch(source: str, patterns: Sequence[str] = FILES) -> Path:
-    """``source`` as a folder: one that is here, or the files of these patterns from the hub.
+    """``source`` as a folder: a local one, or one with the files of these patterns from the hub.
 
     Raises:
-        FamilyError: where there is neither.
+        FamilyError: if there is neither.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -50,7 +50,8 @@ def read_state(folder: Path) -> State:
     Safetensors are taken before pickled weights, and one file before several.
 
     Raises:
-        FamilyError: for none, for more than tensors, and for an index that its files do not fit.
+        FamilyError: for no weights, for more than tensors, and for an index that does not fit its
+            files.
     """
     readers: tuple[tuple[str, Callable[[Path], State]], ...] = (
         (WEIGHTS[0], _read_safetensors),
@@ -97,7 +98,7 @@ def _read_safetensors(file: Path) -> State:
 def _read_pickled(file: Path) -> State:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no pickle makes the reader raise anything
+    except Exception as error:  # the reader may raise anything for a file that is no pickle
         raise FamilyError(
             f"{file}: refused, it is not tensors alone: {first_line(error)}"
         ) from None

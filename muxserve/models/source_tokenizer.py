@@ -15,9 +15,9 @@ from muxserve.models.tokenizer_file import built_tokenizer, read_tokenizer_file
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model")
 _SETTINGS = "tokenizer_config.json"
-#: ``transformers`` writes 10^30 where a tokenizer has no limit.
+#: ``transformers`` writes 10^30 for a tokenizer without a limit.
 _NO_LIMIT = 10**9
-#: The fewest tokens that families take.
+#: The smallest ``max_length`` of a family.
 _LEAST_TOKENS = 3
 
 
@@ -26,10 +26,10 @@ class SourceTokenizer:
     """A tokenizer as it was published.
 
     Attributes:
-        tokenizer: neither cuts nor pads.
-        max_length: most tokens of a text; None where it has no limit.
+        tokenizer: without truncation and padding.
+        max_length: most tokens of a text; None if it has no limit.
         truncation_side: where a text that is too long is cut.
-        pad_id: id of its padding token; None where it has none.
+        pad_id: id of its padding token; None if it has none.
     """
 
     tokenizer: Tokenizer
@@ -47,7 +47,7 @@ def read_source_tokenizer(source: str, model: PreTrainedModel) -> SourceTokenize
     """The tokenizer of a folder, a ``tokenizer.json`` or a name on the hub, for ``model``.
 
     Raises:
-        FamilyError: where there is none, it has more pieces than the model, or odd settings.
+        FamilyError: if there is none, or it has more pieces than the model, or odd settings.
     """
     file = Path(source)
     if not file.is_file():
@@ -62,7 +62,7 @@ def read_source_tokenizer(source: str, model: PreTrainedModel) -> SourceTokenize
         check_links(folder, TOKENIZER_FILES)
     rows = int(model.config.vocab_size)
     if file.is_file():
-        # A stored tokenizer.json is taken as it is: AutoTokenizer would rebuild it by model type.
+        # A stored tokenizer.json is loaded as it is: AutoTokenizer would rebuild it by model type.
         made = read_tokenizer_file(file, rows=rows)
     else:
         made = built_tokenizer(file.parent, rows=rows)

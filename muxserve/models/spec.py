@@ -1,7 +1,7 @@
-"""``family.json``: what a family says of itself, read and written whole.
+"""``family.json``: the description of a family, read and written whole.
 
-A file that is wrong is a ``FamilyError`` that names the field. Writing adds the checksum of every
-file that the family names.
+A mistake in it is a ``FamilyError`` that names the field. Writing adds the checksum of every file
+that the family names.
 """
 
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ FAMILY_FILE = "family.json"
 Task = Literal["sequence-classification", "token-classification"]
 #: Where a text that is too long is cut.
 Side = Literal["left", "right"]
-#: Far over what any network has; a number of more digits is a mistake.
+#: Far above what any network has; a larger number is a mistake.
 MOST_INSTANCES, MOST_LENGTH = 1024, 1 << 20
 
 
@@ -75,7 +75,7 @@ class Member(BaseModel):
 
 
 class FamilySpec(BaseModel):
-    """What ``family.json`` holds."""
+    """The content of ``family.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -124,7 +124,7 @@ class FamilySpec(BaseModel):
 
     @property
     def file_names(self) -> set[str]:
-        """Every file that makes the family, but its description: paths relative to its folder."""
+        """Every file of the family but its description: paths relative to its folder."""
         return {self.tokenizer}.union(*(member.file_names for member in self.members))
 
 
@@ -151,13 +151,13 @@ def read_spec(folder: Path) -> FamilySpec:
 def write_spec(folder: Path, spec: FamilySpec, *, files: Path | None = None) -> None:
     """Write ``family.json``, whole or not at all, with checksums of the files that it names.
 
-    A checksum that the spec has is kept, so that a file that changed meanwhile is found. A file
-    that is not there yet has none.
+    Checksums that the spec has are kept, so a file that has changed since is found. A file that
+    does not exist yet has none.
 
     Args:
         folder: where ``family.json`` goes.
-        spec: what it says.
-        files: the family's folder, where ``family.json`` is to be moved there.
+        spec: its content.
+        files: the family's folder, if ``family.json`` is moved there afterwards.
     """
     home = files or folder
     sums = {name: told for name, told in (spec.checksums or {}).items() if name in spec.file_names}

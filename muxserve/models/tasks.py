@@ -46,7 +46,7 @@ class SequenceClassification(MuxPreTrainedModel):
                 losses too.
             num_instances: N of this batch, one of ``config.widths``; default the widest.
             retrieval_slots: [G, L] the slot whose token is retrieved at each position; drawn at
-                random where labels are given and ``retrieval_loss_coeff`` is not 0.
+                random if labels are given and ``retrieval_loss_coeff`` is not 0.
             output_hidden_states: return the encoder's output at every position, even where the
                 head reads one.
 
@@ -81,7 +81,7 @@ class SequenceClassification(MuxPreTrainedModel):
 
 
 class TokenClassification(MuxPreTrainedModel):
-    """A label for every token of N texts per encoder row."""
+    """Classification of every token of N texts per encoder row."""
 
     def __init__(self, config: MuxConfig) -> None:
         super().__init__(config)
@@ -123,7 +123,7 @@ class TokenClassification(MuxPreTrainedModel):
 class MaskedLM(MuxPreTrainedModel):
     """Masked language modelling: the retrieval head names the masked tokens of every slot.
 
-    The demultiplexer proper takes no part, as in the reference.
+    As in the reference, the demultiplexer itself is not used.
     """
 
     retrieval_ignores_padding = False
@@ -175,7 +175,7 @@ class MaskedLM(MuxPreTrainedModel):
 
 
 class ReplacedTokenDetection(MuxPreTrainedModel):
-    """ELECTRA's pre-training: was this token replaced? For every token of N texts per row."""
+    """ELECTRA's pre-training: was each token replaced? N texts per encoder row."""
 
     retrieval_ignores_padding = False
     masks_stay = True
@@ -199,7 +199,7 @@ class ReplacedTokenDetection(MuxPreTrainedModel):
         Args:
             input_ids, attention_mask, num_instances, retrieval_slots: as in sentence
                 classification.
-            labels: [B, L], 1 where a token was replaced; padding enters no loss.
+            labels: [B, L], 1 where a token was replaced; padding does not count in the loss.
             token_type_ids: [B, L] segments; see ``encode`` for a prefix.
 
         Returns:

@@ -1,7 +1,7 @@
-"""``tokenizer.json`` checked before it is loaded, and loaded from what was checked.
+"""``tokenizer.json`` checked before it is loaded, and loaded from the checked content.
 
-A wrong id takes a minute and gigabytes or ends a forward, and a few replacements that each double
-a text make any text fill the memory; so every id, and how much longer a text may get, is known
+A wrong id costs a minute and gigabytes, or ends a forward. A few replacements that each double a
+text let any text fill the memory. So every id, and how much longer a text may get, is checked
 before the library sees the file.
 """
 
@@ -18,22 +18,22 @@ from muxserve.errors import FamilyError
 from muxserve.models.charsmap import charsmap_fault
 from muxserve.models.files import is_whole, read_json, read_json_object, reason, shown
 
-#: The largest tokenizers of the field take 35 MB and have 500,000 pieces.
+#: The largest published tokenizers have 35 MB and 500,000 pieces.
 MOST_BYTES = 64 << 20
-#: Ids of a tokenizer whose network is not known: it must not have larger ones than that.
+#: Bound of a tokenizer's ids if its network is not known.
 MOST_ROWS = 1 << 22
-#: How many times longer a text may get by replacements, and a text's own special tokens.
+#: How many times longer replacements may make a text, and the special tokens added to one.
 MOST_GROWTH, MOST_SPECIAL = 64, 64
-#: Steps of a normalizer or another part, however nested; characters of one setting.
+#: Steps of a normalizer or another part, nested ones included; characters of one setting.
 _MOST_STEPS, _MOST_SETTING = 256, 4096
-#: A word is looked up piece by piece, which takes its length squared.
+#: A word is looked up piece by piece, in time that grows with its length squared.
 _MOST_WORD = 1000
 _MODELS = ("BPE", "Unigram", "WordLevel", "WordPiece")
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
-#: What ``transformers`` reads beside a vocabulary.
+#: Files that ``transformers`` reads beside a vocabulary.
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _INNER = {"normalizers", "pretokenizers", "processors", "decoders"}
-#: A pattern that certainly takes a character: sets, escapes and plain characters, repeated or not.
+#: A pattern that always consumes a character: sets, escapes and characters, repeated or not.
 _TAKES_ONE = re.compile(
     r"(?:(?:\[[^\[\]\\]+\]|\\[sSwWdDnrt]|\\[pP]\{\w+\}|[^\\\[\](){}*?+|^$.])(?:\+|\{[1-9]\d*,?\d*\})?)+"
 )
@@ -42,12 +42,12 @@ _TAKES_ONE = re.compile(
 def read_tokenizer_file(
     file: Path, *, rows: int = MOST_ROWS, max_length: int | None = None
 ) -> Tokenizer:
-    """The tokenizer of a ``tokenizer.json``, for a network whose embedding table has ``rows``.
+    """Load a ``tokenizer.json`` for a network whose embedding table has ``rows``.
 
     Args:
         file: the file.
         rows: ids must be below it.
-        max_length: most tokens of a text, which special tokens must leave room in.
+        max_length: most tokens of a text; special tokens must leave room in it.
 
     Raises:
         FamilyError: naming the field.
@@ -56,15 +56,15 @@ def read_tokenizer_file(
     if not isinstance(content, dict):
         raise _refused(file, "", f"not a tokenizer file: expected an object, got {shown(content)}")
     check_tokenizer(content, file, rows=rows, max_length=max_length)
-    content["padding"] = None  # the engine's matter
+    content["padding"] = None  # the engine pads
     return made_tokenizer(content, file)
 
 
 def built_tokenizer(folder: Path, *, rows: int = MOST_ROWS) -> Tokenizer:
-    """The tokenizer that ``transformers`` builds of a folder with a vocabulary, checked after it.
+    """Have ``transformers`` build a tokenizer from a folder with a vocabulary, and check it.
 
     Raises:
-        FamilyError: where there is none, or it is one that ``check_tokenizer`` refuses.
+        FamilyError: if it builds none, or one that ``check_tokenizer`` refuses.
     """
     for name in _SETTINGS_FILES:
         if (folder / name).exists():
@@ -81,7 +81,7 @@ def built_tokenizer(folder: Path, *, rows: int = MOST_ROWS) -> Tokenizer:
 
 
 def _check_tokens_of_settings(content: Mapping[str, Any], file: Path, rows: int) -> None:
-    """Check the ids in what stands beside a vocabulary."""
+    """Check the ids in the files beside a vocabulary."""
     decoder = content.get("added_tokens_decoder")
     ids = list(decoder) if isinstance(decoder, dict) else []
     if file.name == "added_tokens.json":
@@ -92,11 +92,11 @@ def _check_tokens_of_settings(content: Mapping[str, Any], file: Path, rows: int)
 
 
 def made_tokenizer(content: Mapping[str, Any], file: Path) -> Tokenizer:
-    """The tokenizer of checked content, which it is loaded from: no second reader sees the file."""
+    """Load a tokenizer from checked content: the library does not read the file again."""
     try:
         return Tokenizer.from_str(json.dumps(content))
     except BaseException as error:
-        # tokenizers raises bare Exception, and where it gives up a PanicException, which is none.
+        # tokenizers raises bare Exceptions, and panics as PanicException, which is no Exception.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise _refused(file, "", f"not a tokenizer file: {reason(error)}") from None
         raise
@@ -147,7 +147,7 @@ def _check_model(model: Mapping[str, Any], file: Path, rows: int) -> None:
         )
     if isinstance(vocab, dict):
         for piece, token in vocab.items():
-            if type(token) is not int or not 0 <= token < rows:  # half a million times
+            if type(token) is not int or not 0 <= token < rows:  # runs half a million times
                 _check_id(token, f"model.vocab, piece {shown(piece)}", file, rows)
     elif isinstance(vocab, list):
         for index, entry in enumerate(vocab):
@@ -199,7 +199,7 @@ def _check_truncation(truncation: Any, file: Path) -> None:
 
 
 def _steps(part: Any, name: str, file: Path) -> Iterator[dict[str, Any]]:
-    """The steps of a part of the tokenizer, in order, those in a Sequence one by one."""
+    """The steps of a part of the tokenizer, in order; the steps in a Sequence one by one."""
     if part is None:
         return
     if not isinstance(part, dict):
@@ -225,7 +225,7 @@ def _check_settings(step: Mapping[str, Any], part: str, file: Path) -> None:
 
 
 def _growth(step: Mapping[str, Any], part: str, file: Path) -> float:
-    """How many times longer a text may get by a step; what every tokenizer does counts as 1."""
+    """How many times longer a step may make a text; what every tokenizer does counts as 1."""
     kind = step.get("type")
     if kind == "Prepend":
         return 1 + len(_text(step.get("prepend"), f"{part}.prepend", file))
@@ -243,12 +243,12 @@ def _growth(step: Mapping[str, Any], part: str, file: Path) -> float:
         raise _refused(file, f"{part}.pattern", f"{length:,} characters, at most {_MOST_SETTING:,}")
     if how == "String" and length:
         return max(1, content / length)
-    # One that may match between two characters adds to every one of them.
+    # A pattern that may match between two characters adds its content to every character.
     return max(1, content) if how == "Regex" and _TAKES_ONE.fullmatch(what) else 1 + content
 
 
 def _check_special(part: Any, file: Path, rows: int, max_length: int | None) -> None:
-    """The special tokens that each text gets, whose ids no vocabulary has to have."""
+    """Check the special tokens added to each text: their ids need not be in the vocabulary."""
     count = 0
     for step in _steps(part, "post_processor", file):
         if step.get("type") == "TemplateProcessing":
@@ -267,7 +267,7 @@ def _check_special(part: Any, file: Path, rows: int, max_length: int | None) -> 
 
 
 def _check_template(step: Mapping[str, Any], file: Path, rows: int) -> int:
-    """Check a template; how many tokens it adds to a text."""
+    """Check a template, and return how many tokens it adds to a text."""
     special = step.get("special_tokens")
     if not isinstance(special, dict):
         raise _refused(

@@ -1,6 +1,6 @@
-"""What the weights of a checkpoint hold, read from their first bytes: how many tensors and bytes.
+"""How many tensors and bytes the weights of a checkpoint have, read from their first bytes.
 
-No tensor is read. What ``config.json`` claims is compared with it before a model is built.
+No tensor is read. The claims of ``config.json`` are compared with it before a model is built.
 """
 
 import struct
@@ -14,7 +14,7 @@ from muxserve.errors import FamilyError
 from muxserve.models.files import check_links, parse_json, reason
 
 SAFE = "model.safetensors"
-#: Names of weights, the ones that are read first where there are several.
+#: Names of weights; the first pattern that matches is read.
 _PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _LENGTH = struct.Struct("<Q")
 _MOST_HEADER_BYTES = 16 << 20
@@ -25,8 +25,8 @@ class WeightsFacts:
     """What is known of weights without reading them.
 
     Attributes:
-        tensors: how many there are.
-        bytes: their size on disk; a value takes at least one.
+        tensors: their number.
+        bytes: their size on disk; a value takes at least one byte.
         name: the file, for errors.
     """
 
@@ -36,10 +36,10 @@ class WeightsFacts:
 
 
 def weights_facts(folder: Path) -> WeightsFacts:
-    """What the weights in a checkpoint's folder hold; nothing where it has none.
+    """What the weights in a checkpoint's folder contain; no tensors if there are none.
 
     Raises:
-        FamilyError: naming a file that is no weights, or a link out of the folder.
+        FamilyError: naming a file that has no weights, or is a link out of the folder.
     """
     for pattern in _PATTERNS:
         files = sorted(folder.glob(pattern))
@@ -55,7 +55,7 @@ def weights_facts(folder: Path) -> WeightsFacts:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a safetensors file, whose header agrees with its size.
+    """The shape of each tensor in a safetensors file, whose header must fit its size.
 
     Raises:
         FamilyError: for another file.
@@ -87,7 +87,7 @@ def _of_safe(file: Path) -> WeightsFacts:
 
 
 def _of_zip(file: Path) -> WeightsFacts:
-    """Of a file of ``torch.save``; one that is none is refused where it is read."""
+    """Facts of a file of ``torch.save``; another file is refused when it is read."""
     try:
         with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()

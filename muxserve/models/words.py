@@ -1,4 +1,4 @@
-"""An encoded text in, its words as the tokenizer sees them out: what a token classifier labels."""
+"""An encoded text in, its words as the tokenizer sees them out: a token classifier labels those."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ class WordSpan:
 
     Attributes:
         first: its first token, where it is read.
-        start, end: its characters in the text, the end not included.
+        start: its first character in the text.
+        end: the character after its last.
     """
 
     first: int
@@ -20,7 +21,7 @@ class WordSpan:
 
 
 def word_spans(encoding: Encoding) -> list[WordSpan]:
-    """The words of a text, in order; special tokens belong to none."""
+    """The words of a text, in order; special tokens belong to no word."""
     spans: list[WordSpan] = []
     before = None
     for place, (word, (start, end)) in enumerate(

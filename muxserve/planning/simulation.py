@@ -1,8 +1,8 @@
-"""Arrivals and forward times in, latencies, N and replicas over time out: engines without a model.
+"""Engines without a model: arrivals and forward times in; latencies, N and replicas over time out.
 
 A discrete-event simulation of replicas whose lines are served by the engine's own policy and
-planner, so that what it says of N is what the engine would do. Only the clock and the forwards are
-simulated. Pure: the same arrivals and times give the same result.
+planner, so N is what an engine would choose. Only the clock and the forwards are simulated. Pure:
+the same arrivals and times give the same result.
 """
 
 import heapq
@@ -38,15 +38,15 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """What serves.
+    """The replicas that serve.
 
     Attributes:
-        count: replicas at first, each with a line of its own; a text goes to the shortest.
-        widths: every N that load may choose, ascending.
+        count: how many there are at first. Each has a line of its own; a text goes to the shortest.
+        widths: every N that the load may choose, ascending.
         target_s: the latency target.
         in_flight: forwards that one replica runs at once.
         max_groups: most groups of a forward.
-        max_waiting: texts of one caller alone that one line takes; more are shed.
+        max_waiting: how many texts of one caller alone a line takes; more are shed.
     """
 
     count: int
@@ -82,7 +82,7 @@ class Scaler(Protocol):
 
 @dataclass(eq=False, slots=True)
 class SimulatedText:
-    """One text on its way."""
+    """A text that arrives."""
 
     arrival_s: float
     length: int
@@ -94,7 +94,7 @@ class SimulatedText:
 
 @dataclass(slots=True)
 class Simulated:
-    """What would have happened.
+    """What would happen.
 
     Attributes:
         seconds: from the first moment to the last answer.
@@ -119,7 +119,7 @@ class Simulated:
     replicas: list[tuple[float, int]] = field(default_factory=list)
 
     def quantile_s(self, q: float) -> float:
-        """Latency quantile in seconds; infinite where texts were shed beyond it."""
+        """Latency quantile in seconds; infinite if it falls on texts that were shed."""
         rank = int(q * (len(self.latencies_s) + self.shed))
         if rank >= len(self.latencies_s):
             return float("inf")

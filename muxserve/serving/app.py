@@ -107,7 +107,7 @@ def checked_family(config: ServeConfig) -> str:
 
 
 def _checked_security(config: ServeConfig) -> SecurityConfig:
-    """The settings with the file of keys as another process finds it, once it was read here.
+    """The settings with the absolute path of the keys file, once that was read here.
 
     Raises:
         InvalidInput: naming the file and the place.
@@ -134,7 +134,7 @@ def _deployment(kind: type, config: ServeConfig, **options: Any) -> serve.Deploy
     deployment = cast(serve.Deployment, serve.deployment(kind))
     return deployment.options(
         logging_config={"enable_access_log": config.access_log},
-        # One that is removed has the time that any request may take, so that none is lost.
+        # A replica that is removed gets as long as any request may take, so that none is lost.
         graceful_shutdown_timeout_s=config.limits.request_timeout_s + 5,
         **options,
     )

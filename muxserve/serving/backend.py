@@ -4,15 +4,13 @@
 replicas. A backend never looks at texts, and never answers a request that was cancelled.
 """
 
-import asyncio
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from muxserve.engine.engine import Engine, answer
-from muxserve.engine.futures import Waker
+from muxserve.engine.engine import Engine
 from muxserve.engine.request import Outcome, RequestOptions, Tokens
 from muxserve.serving.demand import DemandMeter
 
@@ -20,7 +18,7 @@ from muxserve.serving.demand import DemandMeter
 class Backend(Protocol):
     """Answers requests for an ingress."""
 
-    async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
+    async def predict(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
         """One outcome for each text, in order. Cancelling the awaiting task withdraws the request.
 
         Raises:
@@ -47,7 +45,6 @@ class LocalBackend:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._demand = DemandMeter(time.monotonic())
-        self._waker: Waker | None = None
 
     def demand(self) -> dict[str, float]:
         """What came since the last call, for the autoscaling policy."""
@@ -56,11 +53,8 @@ class LocalBackend:
     def refused(self, texts: int) -> None:
         self._demand.refused(texts)
 
-    async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
-        loop = asyncio.get_running_loop()
-        if self._waker is None or self._waker.loop is not loop:
-            self._waker = Waker(loop)
-        return await answer(self._engine, tokens, options, self._waker)
+    async def predict(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
+        return await self._engine.predict_async(tokens, options)
 
     async def ready(self) -> bool:
         return self._engine.alive
@@ -70,8 +64,10 @@ class LocalBackend:
 
 
 def counters(engine: Engine) -> dict[str, Any]:
-    """An engine's counters as JSON has them (its keys are strings), what it was told to keep to,
-    and the process they are of."""
+    """An engine's counters as JSON has them, with its settings and its process.
+
+    JSON's keys are strings, so N is one too.
+    """
     stats = engine.stats()
     values = asdict(stats)
     values["texts_by_num_instances"] = {

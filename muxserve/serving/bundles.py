@@ -18,7 +18,7 @@ class BundledRequest:
     """One request of a bundle.
 
     Attributes:
-        texts: how many of the bundle's texts are its.
+        texts: how many of the bundle's texts belong to it.
         max_num_instances, isolation_key, caller, weight: as in ``RequestOptions``.
         remaining_s: seconds to its deadline when the bundle was sent; processes share no clock.
     """

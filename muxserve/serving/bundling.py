@@ -1,8 +1,8 @@
 """Requests of one ingress in, few calls of replicas out: Ray's cost is paid per bundle.
 
-There is no timer: a request goes at once while a call is free, and while all calls are under way
-the next requests gather into bundles, by turns of their callers. A request that is cancelled or
-late before it was sent is never sent.
+There is no timer. While a call is free, a request is sent at once; while all calls are under way,
+the next requests gather into bundles, in turns of their callers. A request that is cancelled or
+late before it is sent is never sent.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Replicas(Protocol):
     """Engine processes, as a bundler sees them."""
 
-    async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
+    async def predict_bundle(self, bundle: Bundle) -> BundleAnswer:
         """Answer a bundle on some replica; raises MuxserveError where none can."""
         ...
 
@@ -45,7 +45,7 @@ class Replicas(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class _Waiting:
+class _Queued:
     """A request that waits for a bundle, or for its bundle's answer."""
 
     tokens: Sequence[Tokens]
@@ -63,7 +63,7 @@ class _Waiting:
 class _Sent:
     """A bundle under way; ``little`` where it is one of those that ask for little."""
 
-    requests: list[_Waiting]
+    requests: list[_Queued]
     little: bool
     task: "asyncio.Task[None] | None" = field(default=None)
 
@@ -71,21 +71,23 @@ class _Sent:
 class BundlingBackend:
     """Answers requests by calling replicas, several to a call. Belongs to one event loop.
 
-    Where one caller floods, those that ask for little have as many calls again, for bundles of
-    their own: they wait neither for a call that the flood has, nor for its texts in their bundle.
+    While one caller floods, callers who ask for little get as many calls again, for bundles of
+    their own. So they wait neither for the flood's calls nor for its texts.
     """
 
     def __init__(self, replicas: Replicas, config: IngressConfig, widest: int = 1) -> None:
-        """Args:
-        replicas: what answers.
-        config: how many calls, and of how many texts.
-        widest: the widest N there, for what a text costs.
+        """Call replicas.
+
+        Args:
+            replicas: what answers.
+            config: how many calls, and of how many texts.
+            widest: the widest N there, for what a text costs.
         """
         self._replicas = replicas
         self._max_calls = config.max_calls_in_flight
         self._max_texts = config.max_texts_per_bundle
         self._widest = widest
-        self._line: Turns[_Waiting] = Turns()
+        self._line: Turns[_Queued] = Turns()
         self._holdings = Holdings(BULK_TEXTS)
         self._waiting_texts = 0
         self._in_flight: set[_Sent] = set()
@@ -101,9 +103,9 @@ class BundlingBackend:
     def refused(self, texts: int) -> None:
         self._refused_texts += texts
 
-    async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
+    async def predict(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(tokens, options, loop.create_future())
+        waiting = _Queued(tokens, options, loop.create_future())
         self._line.add(waiting, options.caller, self._cost(waiting), options.weight)
         self._holdings.add(options.caller, len(tokens))
         self._waiting_texts += len(tokens)
@@ -166,20 +168,20 @@ class BundlingBackend:
         # Not in the task: one that is cancelled before its first step runs nothing of its own.
         sent.task.add_done_callback(partial(self._ended, sent))
 
-    def _take(self, little: bool) -> list[_Waiting]:
-        """The requests with the next turns that fit into one bundle; late ones are told so and
-        left out.
+    def _take(self, little: bool) -> list[_Queued]:
+        """The requests with the next turns, as many as fit into one bundle.
 
-        So are those that were cancelled and do not know it yet: their tasks run after this.
+        Late ones get their error and are left out. So are cancelled ones whose tasks have not run
+        yet.
 
         Args:
-            little: take those of callers who ask for little beside a flood, and of no others.
-                Without a flood there are none.
+            little: take only those of callers who ask for little beside a flood. Without a flood
+                there are none.
         """
         now_s = time.monotonic()
         floods = self._holdings.floods
-        taken: list[_Waiting] = []
-        gone: list[_Waiting] = []
+        taken: list[_Queued] = []
+        gone: list[_Queued] = []
         texts = 0
         if little and not floods:
             return []
@@ -204,7 +206,7 @@ class BundlingBackend:
             self._leave_line(request)
         return taken
 
-    def _cost(self, request: _Waiting) -> float:
+    def _cost(self, request: _Queued) -> float:
         """Tokens of encoder rows that a request takes, where its texts fill every slot."""
         tokens = sum(len(one.ids) for one in request.tokens)
         return tokens / min(request.options.max_num_instances or self._widest, self._widest)
@@ -215,7 +217,7 @@ class BundlingBackend:
             held_back = HeldBack(self._name, self._waiting_texts, self._refused_texts)
             self._refused_texts = 0
             bundle = pack(requests, time.monotonic(), held_back)
-            answer = await self._replicas.classify_bundle(bundle)
+            answer = await self._replicas.predict_bundle(bundle)
             outcomes = unpack_answer(answer)
             start = 0
             for request in sent.requests:
@@ -236,19 +238,19 @@ class BundlingBackend:
         self._in_flight.discard(sent)
         self._calls[sent.little] -= 1
         if task.cancelled():
-            # Nobody waits where it was cancelled here; who waits is told, and not left alone.
+            # Nobody waits where ``_withdraw`` cancelled it; otherwise those who wait get an error.
             for request in sent.requests:
                 _settle(request, NotReady("the call of the replica was cancelled; try again"))
         # What was due when the call ended has run by now.
         if not self._send_is_due:
             self._send()
 
-    def _leave_line(self, request: _Waiting) -> None:
+    def _leave_line(self, request: _Queued) -> None:
         self._line.remove(request, request.caller)
         self._waiting_texts -= len(request.tokens)
 
-    def _withdraw(self, request: _Waiting) -> None:
-        """Forget a cancelled request, and its bundle when nobody else waits for that."""
+    def _withdraw(self, request: _Queued) -> None:
+        """Forget a cancelled request, and cancel its bundle when nobody else waits for it."""
         self._cancelled_texts += len(request.tokens)
         if self._line.holds(request, request.caller):
             self._leave_line(request)
@@ -258,6 +260,6 @@ class BundlingBackend:
             sent.task.cancel()
 
 
-def _settle(request: _Waiting, error: MuxserveError) -> None:
+def _settle(request: _Queued, error: MuxserveError) -> None:
     if not request.outcomes.done():
         request.outcomes.set_exception(error)

@@ -1,7 +1,7 @@
 """Settings in, one checked ``ServeConfig`` out: the same for ``serve run``, YAML files and Python.
 
-Every field has a bound, a description and its unit in its name. A setting that nobody knows is
-never ignored: the error names it and lists those that exist.
+Every field has a bound, a description and its unit in its name. An unknown setting is never
+ignored: the error names it and lists those that exist.
 """
 
 import difflib
@@ -41,8 +41,9 @@ class LimitsConfig(BaseModel):
         256 * 1024 * 1024,
         ge=1024 * 1024,
         le=1024**4,
-        description="Bytes of one caller's bodies that are still coming to one ingress over HTTP; "
-        "all callers together may have a quarter more. What goes beyond is refused with 503.",
+        description="Bytes of one caller's bodies that are still coming to one ingress over HTTP, "
+        "and as many over gRPC; all callers together may have a quarter more. What goes beyond is "
+        "refused with 503.",
     )
     request_timeout_s: float = Field(
         30.0,

@@ -1,15 +1,15 @@
-"""An engine's counters in, what the autoscaling policy goes by out: of one replica.
+"""One replica's counters in, its measurements for the autoscaling policy out.
 
-Demand is what came, not what was served: texts that a full line or a full ingress refused count
-too, or a full line would look like one that is just long enough. Belongs to one event loop.
+Demand is what came, not what was served. Texts that a full line or a full ingress refused count
+too; otherwise a full line would look like one that is just long enough.
 """
 
 from dataclasses import dataclass
 
 from muxserve.engine.stats import EngineStats
 
-#: What an ingress said that it holds back is believed for so long. It says it with every bundle,
-#: and only holds texts back while bundles are under way.
+#: An ingress tells with every bundle what it holds back, and only holds texts back while bundles
+#: are under way. What it told is believed for so long.
 _BELIEVED_S = 30.0
 
 
@@ -29,10 +29,14 @@ class HeldBack:
 
 
 class DemandMeter:
-    """Measures what comes to one replica, from one look to the next."""
+    """Measures what comes to one replica between measurements. Belongs to one event loop."""
 
     def __init__(self, now_s: float) -> None:
-        """Args: now_s: on ``time.monotonic()``'s clock, as everywhere here."""
+        """Start to measure.
+
+        Args:
+            now_s: on ``time.monotonic()``'s clock, as everywhere here.
+        """
         self._measured_s = now_s
         self._came = 0
         self._texts = 0

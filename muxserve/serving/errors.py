@@ -1,8 +1,10 @@
 """Errors that only HTTP can cause, each with a code and a status as in ``muxserve.errors``.
 
-Nothing here is raised by the engine, and no error says more of the server's insides than its user
+The engine raises none of these, and no error says more about the server's insides than its user
 needs.
 """
+
+from collections.abc import Iterable
 
 from muxserve.errors import MuxserveError
 
@@ -11,7 +13,7 @@ _SHOWN_CHARACTERS = 100
 
 
 def shown(value: object, *, quoted: bool = True) -> str:
-    """A client's value for an error: printable, and cut before anything else is done with it.
+    """A client's value as an error repeats it: printable, and cut before anything else.
 
     Args:
         value: of any type and size.
@@ -30,6 +32,14 @@ def shown(value: object, *, quoted: bool = True) -> str:
         told = told[1:-1]
     cut = cut or len(told) > 2 * _SHOWN_CHARACTERS
     return told[: 2 * _SHOWN_CHARACTERS] + ("..." if cut else "")
+
+
+def dotted(loc: Iterable[int | str]) -> str | None:
+    """A place in a body or file: ``("a", 3, "b")`` as ``a[3].b``."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path or None
 
 
 class MalformedJson(MuxserveError):
@@ -54,7 +64,7 @@ class NotFound(MuxserveError):
 
 
 class Unauthenticated(MuxserveError):
-    """No API key, or one that nobody has."""
+    """No API key, or an unknown one."""
 
     code = "unauthenticated"
     status = 401
@@ -76,28 +86,28 @@ class MethodNotAllowed(MuxserveError):
 
 
 class Internal(MuxserveError):
-    """A mistake of ours; the log has its traceback, the answer has not."""
+    """A bug of muxserve; its traceback is in the log, not in the answer."""
 
     def __init__(self) -> None:
         super().__init__("an internal error; the server's log says more")
 
 
 class BadRequest(MuxserveError):
-    """What came is no HTTP request that can be read; its connection is closed."""
+    """The bytes are not a readable HTTP request; the connection is closed."""
 
     code = "bad_request"
     status = 400
 
 
 class HeadTimeout(MuxserveError):
-    """A request's head did not arrive in time; its connection is closed."""
+    """A request's head did not arrive in time; the connection is closed."""
 
     code = "request_timeout"
     status = 408
 
 
 class HeadTooLarge(MuxserveError):
-    """A request's head has more bytes than allowed; its connection is closed."""
+    """A request's head has more bytes than allowed; the connection is closed."""
 
     code = "head_too_large"
     status = 431
@@ -111,7 +121,7 @@ class MalformedEncoding(MuxserveError):
 
 
 class UnsupportedEncoding(MuxserveError):
-    """The body's Content-Encoding is none that is read here."""
+    """The body has a Content-Encoding that is not supported."""
 
     code = "unsupported_encoding"
     status = 415

@@ -1,13 +1,13 @@
-"""What became of each request for texts, counted at the door of every protocol.
+"""What became of each request for texts, counted at the entrance of every protocol.
 
 received = answered + refused + expired + cancelled + failed, as soon as nothing is under way: a
-request that is lost shows as a gap. A door is where a request's head, call or arguments are there
-and its body is still to be read.
+request that is lost shows as a gap. A request counts from the moment its head, call or arguments
+are there, before its body is read.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,8 +17,6 @@ from muxserve.errors import MuxserveError
 #: cancelled: its client went before an answer. failed: our fault, 500.
 Fate = Literal["answered", "refused", "expired", "cancelled", "failed"]
 FATES: tuple[Fate, ...] = ("answered", "refused", "expired", "cancelled", "failed")
-
-Response = TypeVar("Response")
 
 
 class Fates:
@@ -32,22 +30,9 @@ class Fates:
         """As ``/stats`` has them, from any thread."""
         return {"received": self._received, "fates": dict(self._by_fate)}
 
-    def counted_app(self, endpoint: ASGIApp) -> ASGIApp:
-        """``endpoint``, its requests counted by the status that they are answered with."""
-        return _Counted(self, endpoint)
-
-    def counted(self, answer: Callable[[], Awaitable[Response]]) -> Callable[[], Any]:
-        """``answer``, counted by the error that it raises."""
-
-        async def noted() -> Response:
-            with self.call():
-                return await answer()
-
-        return noted
-
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
-        """Count what is inside of the block as one request."""
+        """Count the block as one request, by the error that it raises."""
         self._received += 1
         fate: Fate = "cancelled"  # unless something else is seen
         try:
@@ -63,7 +48,7 @@ class Fates:
             self._by_fate[fate] += 1
 
     async def through(self, endpoint: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call an ASGI endpoint as one request."""
+        """Call an ASGI endpoint as one request, counted by the status of its response."""
         self._received += 1
         fate: Fate = "cancelled"
 
@@ -80,17 +65,6 @@ class Fates:
             raise
         finally:
             self._by_fate[fate] += 1
-
-
-class _Counted:
-    """An ASGI app; a class, because Starlette takes a function for one that wants a request."""
-
-    def __init__(self, fates: Fates, endpoint: ASGIApp) -> None:
-        self._fates = fates
-        self._endpoint = endpoint
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._fates.through(self._endpoint, scope, receive, send)
 
 
 def _of_status(status: int) -> Fate:

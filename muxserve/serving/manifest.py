@@ -123,7 +123,7 @@ def rayservice_patch(content: dict[str, Any], source: str) -> str:
 
     Args:
         content: what ``serve_config`` made.
-        source: the settings file's name, for whoever reads the patch.
+        source: the settings file's name, for readers of the patch.
     """
     text = yaml.safe_dump(content, sort_keys=False)
     return (

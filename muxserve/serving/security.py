@@ -1,4 +1,4 @@
-"""Who may ask, from where, and what he may see: the settings of an application's door."""
+"""Settings of who may ask, from where, and who may see which page."""
 
 import ipaddress
 import re
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-#: Of a page: whoever reaches the port may see it, whoever has a key, or nobody.
+#: Who may see a page: everyone who reaches the port, callers with a key, or nobody.
 Access = Literal["open", "key", "off"]
 #: A header in which proxies say whom they ask for.
 ProxyHeader = Literal["x-forwarded-for", "forwarded"]

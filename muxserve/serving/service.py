@@ -25,13 +25,12 @@ from muxserve.serving.backend import Backend
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.fates import Fates
 from muxserve.serving.listening.timers import Timers
-from muxserve.serving.protocols.bodies import Bodies
 from muxserve.serving.tokenizing import Tokenizing
 
 #: Bounds of the latency's histogram, in seconds.
 WITHIN_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
-#: For so long a caller who holds much waits for his refusal, where there are other callers.
+#: Where there are other callers, a caller who holds much waits so long for a refusal.
 _REFUSAL_PAUSE_S = 0.1
 
 
@@ -50,7 +49,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Stages:
-    """Where the time of the requests went that were answered, in seconds summed over requests.
+    """Where the time of answered requests went, in seconds summed over requests.
 
     Attributes:
         requests: how many.
@@ -78,7 +77,7 @@ class Latency:
         self._counts[bisect.bisect_left(WITHIN_S, seconds)] += 1
 
     def within(self) -> dict[str, int]:
-        """Requests by the seconds that none of them took longer than, as Prometheus writes them."""
+        """How many took at most so many seconds, by these seconds as Prometheus writes them."""
         bounds = [*(f"{seconds:g}" for seconds in WITHIN_S), "+Inf"]
         return dict(zip(bounds, itertools.accumulate(self._counts), strict=True))
 
@@ -94,13 +93,15 @@ class TextService:
         limits: LimitsConfig,
         most_texts: int,
     ) -> None:
-        """Args:
-        spec: of the family.
-        encoder: its tokenizer.
-        backend: what answers.
-        limits: of one request.
-        most_texts: texts of all requests of one caller alone; more are refused. All callers
-            together may have a quarter more, so that none takes the room of all.
+        """Answer with a backend.
+
+        Args:
+            spec: of the family.
+            encoder: its tokenizer.
+            backend: what answers.
+            limits: of one request.
+            most_texts: texts of all requests of one caller alone; more are refused. All callers
+                together may have a quarter more, so that none takes the room of all.
         """
         self.spec = spec
         self.backend = backend
@@ -109,7 +110,6 @@ class TextService:
         self.fates = Fates()
         self.latency = Latency()
         self.timers = Timers()
-        self.bodies = Bodies(limits.max_bodies_bytes, self.timers)
         self._room = Room(most_texts, BULK_TEXTS)
         self._shed = 0
         self._expired = 0
@@ -143,16 +143,11 @@ class TextService:
             MuxserveError: with the field at fault.
         """
         limits = self.limits_of(caller)
-        if len(texts) > limits.max_texts_per_request:
-            raise TooManyTexts(
-                f"{len(texts)} texts in one request, at most {limits.max_texts_per_request} "
-                "are allowed; send them in several",
-                field="inputs",
-            )
+        check_count(texts, limits.max_texts_per_request)
         _check_characters(texts, limits.max_characters_per_text)
-        came_s = time.perf_counter()
+        came_s = time.monotonic()
         most_s = limits.request_timeout_s
-        began_s = time.monotonic() if since_s is None else since_s
+        began_s = came_s if since_s is None else since_s
         deadline_s = began_s + (most_s if timeout_s is None else min(timeout_s, most_s))
         options = RequestOptions(
             caller.cap(max_num_instances),
@@ -167,17 +162,18 @@ class TextService:
                 self.timers.timeout(deadline_s - time.monotonic()),
                 self._place(caller, len(texts)),
             ):
-                started_s = time.perf_counter()
+                started_s = time.monotonic()
                 tokens = await self._tokenizing.encode(texts, truncate=truncate, options=options)
-                encoded_s = time.perf_counter()
-                outcomes = await self.backend.classify(tokens, options)
+                encoded_s = time.monotonic()
+                outcomes = await self.backend.predict(tokens, options)
         except TimeoutError:
             self._expired += len(texts)
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
-        self.latency.observe(time.perf_counter() - came_s)
+        ended_s = time.monotonic()
+        self.latency.observe(ended_s - came_s)
         self.stages.requests += 1
         self.stages.tokens_s += encoded_s - started_s
-        self.stages.backend_s += time.perf_counter() - encoded_s
+        self.stages.backend_s += ended_s - encoded_s
         predictions: list[Prediction] = []
         for index, outcome in enumerate(outcomes):
             if isinstance(outcome, MuxserveError):
@@ -193,13 +189,13 @@ class TextService:
         return caller.limits or self.limits
 
     async def check_room(self, caller: Caller, texts: int = 1) -> None:
-        """Raise where so many texts have no place: before a request is read, which costs more.
+        """Raise where so many texts have no room, before a request is read, which costs more.
 
-        A request that is alone always has one. A caller who floods is told so after a pause:
-        whoever asks again at once would take the time that others are answered in.
+        A request that is alone always has room. A caller who floods is refused after a pause: to
+        be asked again at once would take time from others' answers.
 
         Raises:
-            Overloaded: there is none.
+            Overloaded: there is no room.
         """
         name, room = caller.name, self._room
         refusal = None
@@ -257,6 +253,15 @@ class TextService:
             "stages": asdict(self.stages),
             "latency": {"within": self.latency.within()},
         }
+
+
+def check_count(texts: Sequence[Any], most: int) -> None:
+    """Raise TooManyTexts for more than ``most``; looks at none of them."""
+    if len(texts) > most:
+        raise TooManyTexts(
+            f"{len(texts)} texts in one request, at most {most} are allowed; send them in several",
+            field="inputs",
+        )
 
 
 def _check_characters(texts: Sequence[str], most: int) -> None:

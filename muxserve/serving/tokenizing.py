@@ -1,9 +1,9 @@
 """Texts of many requests in, token ids out, in batches on a thread beside the event loop.
 
-There is no timer: a request alone is tokenized at once; what comes while a batch is being tokenized
-is the next batch. A batch has a bound in characters: of what waits, the request with the next turn
-and then the shortest ones go. Where one caller floods, batches are small and go by turns, so that
-the others' come soon. One request's bad text is its own error.
+There is no timer. A request alone is tokenized at once; requests that come while a batch is being
+tokenized are the next batch. A batch is bounded in characters: the request with the next turn goes
+first, then the shortest ones. While one caller floods, batches are small and go by turns, so that
+the others wait little. A bad text is an error of its own request only.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 #: Up to so many texts a hop to the thread and back costs more than it saves.
 _AT_ONCE_TEXTS = 2
-#: And so many characters: a millisecond of a processor, in which nothing else is answered.
+#: The same in characters: a millisecond, in which nothing else is answered.
 _AT_ONCE_CHARACTERS = 4000
-#: Characters of one batch: some tens of milliseconds, for which what comes next waits.
+#: Characters of one batch: some tens of milliseconds, for which the next one waits.
 _BATCH_CHARACTERS = 200_000
 #: The same where one caller floods: some milliseconds.
 _TURN_CHARACTERS = 20_000
@@ -137,7 +137,7 @@ class Tokenizing:
         running.add_done_callback(lambda done: self._finish(loop, asked, done))
 
     def _take(self) -> list[_Asked]:
-        """What is tokenized now; who does not wait any more is left out."""
+        """The next batch, without requests that were given up."""
         waiting: list[_Asked] = []
         for one in list(self._asked.order(by_turns=self._holdings.contended)):
             if one.answer.done():
@@ -150,13 +150,13 @@ class Tokenizing:
         return batch
 
     def _start_later(self, loop: asyncio.AbstractEventLoop) -> None:
-        """For what the batch had no room for."""
+        """Start again, for requests that the batch had no room for."""
         if self._asked and not self._is_due:
             self._is_due = True
             loop.call_soon(self._start, loop)
 
     def _outcomes(self, requests: Sequence[_Request]) -> list[list[Tokens] | MuxserveError]:
-        """As the encoder's; where that fails, it fails for the request that is at fault alone."""
+        """The encoder's outcomes; where it fails, only the request at fault gets the error."""
         try:
             return self._encoder.encode_each(requests)
         except (KeyboardInterrupt, SystemExit):
@@ -208,7 +208,7 @@ def _parts(texts: Sequence[str], most: int) -> list[Sequence[str]]:
 
 
 def _batch(waiting: list[_Asked]) -> list[_Asked]:
-    """What is tokenized now of what waits: nobody waits for ever, and small ones not long."""
+    """The next batch: nobody waits for ever, and small requests do not wait long."""
     if sum(one.characters for one in waiting) <= _BATCH_CHARACTERS:
         return waiting
     room = _BATCH_CHARACTERS - waiting[0].characters
@@ -222,8 +222,7 @@ def _batch(waiting: list[_Asked]) -> list[_Asked]:
 
 
 def _turn(waiting: Sequence[_Asked], floods: Collection[str]) -> list[_Asked]:
-    """The next turns, either of those who flood or of the others: those are soon done by
-    themselves."""
+    """The next turns, either of callers who flood or of the others, who alone are soon done."""
     batch: list[_Asked] = []
     room = _TURN_CHARACTERS
     for one in waiting:
@@ -237,7 +236,7 @@ def _turn(waiting: Sequence[_Asked], floods: Collection[str]) -> list[_Asked]:
 
 
 def _is_small(requests: Sequence[_Request]) -> bool:
-    """Whether the loop may tokenize it itself."""
+    """Whether it is little enough to tokenize on the event loop."""
     texts = characters = 0
     for one, _ in requests:
         texts += len(one)

@@ -1,1 +1,1 @@
-"""Training: data, a teacher, a student, multiplexed distillation and the measuring of a family."""
+"""Training: distillation to every N, the paper's stages, their data, and measuring a family."""

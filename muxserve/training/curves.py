@@ -1,4 +1,4 @@
-"""Curves of a run for TensorBoard: one event file, written as the run goes."""
+"""Curves of a run for TensorBoard: one event file, written during the run."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 class Curves:
-    """An event file under a folder; none where TensorBoard is not installed.
+    """An event file in a folder; without TensorBoard there is none.
 
-    Not ``torch.utils.tensorboard``'s writer: that one writes in a thread of its own, which ends
-    with a traceback where the disk is full.
+    ``torch.utils.tensorboard`` has a writer too, but it writes in a thread of its own, which ends
+    with a traceback if the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Start a file; a run that goes on has one more, and TensorBoard joins them."""
+        """Start a file; a resumed run has one more, and TensorBoard joins them."""
         self._records: Any = None
         try:
             from tensorboard.compat.proto import event_pb2
@@ -33,15 +33,15 @@ class Curves:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self.file = folder / name
-        # Unbuffered, so that nothing is left to fail when the file is closed.
+        # Unbuffered, so that closing the file has nothing left to write.
         self._records = RecordWriter(self.file.open("wb", buffering=0))
         self._write(file_version="brain.Event:2")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of each of some curves, by name.
+        """Add a point to each of some curves, by name.
 
         Raises:
-            OSError: naming the file, where it cannot be written.
+            OSError: naming the file, if it cannot be written.
         """
         if self._records is None:
             return

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, PreTrainedModel
 
+from muxserve.errors import first_line
 from muxserve.models import (
     MuxBertConfig,
     MuxBertForSequenceClassification,
@@ -32,7 +33,7 @@ Student = (
     | MuxElectraForTokenClassification
 )
 
-#: RoBERTa's kin, whose tables of positions start after the padding id.
+#: RoBERTa and its kin: their tables of positions start after the padding id.
 _COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 #: DistilBERT's names -> BERT's.
 _DISTILBERT = (
@@ -50,12 +51,12 @@ _DISTILBERT = (
 
 @dataclass(frozen=True)
 class PlainEncoder:
-    """What a student takes over.
+    """A pretrained encoder without its head.
 
     Attributes:
         electra: whether the student is a MUX-ELECTRA (else a MUX-BERT).
         sizes: fields of the student's config.
-        layers: layers there are to choose from.
+        layers: how many layers it has.
         state: tensors of the backbone, by BERT's or ELECTRA's names.
     """
 
@@ -65,12 +66,12 @@ class PlainEncoder:
     state: dict[str, torch.Tensor]
 
     def config(self, **fields: Any) -> MuxBertConfig | MuxElectraConfig:
-        """A student's config of this encoder's sizes."""
+        """A student's config with this encoder's sizes."""
         made = MuxElectraConfig if self.electra else MuxBertConfig
         return made(**{**self.sizes, **fields})
 
     def student(self, config: MuxBertConfig | MuxElectraConfig, task: Task) -> Student:
-        """A student of a task with weights drawn at random."""
+        """A student for a task, with weights drawn at random."""
         return cast(Student, AUTO_MODELS[task].from_config(config))
 
 
@@ -78,7 +79,7 @@ def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
     """The encoder inside a plain model, with or without a head.
 
     Raises:
-        ValueError: for a model that is neither BERT, ELECTRA, RoBERTa nor DistilBERT.
+        ValueError: for a model that is not a BERT, ELECTRA, RoBERTa or DistilBERT.
     """
     base = cast(PreTrainedModel, model.base_model)
     config: Any = base.config
@@ -86,7 +87,7 @@ def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
     state = {k: v for k, v in base.state_dict().items() if not k.startswith("pooler.")}
     if kind == "distilbert":
         state = {_renamed(key): value for key, value in state.items()}
-        # It has no segments: one that adds nothing.
+        # DistilBERT has no segments: this one adds nothing.
         state["embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.dim)
         sizes: dict[str, Any] = {
             "hidden_size": config.dim,
@@ -124,10 +125,10 @@ def plain_encoder(model: PreTrainedModel) -> PlainEncoder:
 
 
 def read_encoder(folder: Path) -> tuple[PlainEncoder, Tokenizer]:
-    """The pretrained encoder in a folder, and its tokenizer.
+    """Read the pretrained encoder in a folder, and its tokenizer.
 
     Raises:
-        ValueError: for a folder that has none, or one of another kind.
+        ValueError: for a folder without one, or with one of another kind.
     """
     config = model_config(read_config(folder), folder)
     try:
@@ -135,7 +136,7 @@ def read_encoder(folder: Path) -> tuple[PlainEncoder, Tokenizer]:
             folder, config=config, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no pretrained encoder: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{folder}: no pretrained encoder: {first_line(error)}") from None
     return plain_encoder(model), read_tokenizer(str(folder), model)
 
 

@@ -1,4 +1,4 @@
-"""The settings of training: what ``muxserve train distill|retrieval|pretrain|finetune`` take.
+"""Settings of training: what ``muxserve train distill|retrieval|pretrain|finetune`` take.
 
 Nothing heavy is imported here: the command line makes its flags from these fields.
 """
@@ -9,12 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Stage = Literal["retrieval", "pretrain", "finetune"]
-#: Tokens that a text is cut to where nothing else is asked for.
+#: Tokens that a text is cut to by default.
 MOST_TOKENS = 128
 
 
 class Corpus(BaseModel):
-    """Where a data set is, and how its columns are called."""
+    """Where a data set is, and the names of its columns."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,12 +94,12 @@ class StageRecipe(Corpus):
 
     @property
     def peak_learning_rate(self) -> float:
-        """The reference's by stage, where none is given (MUX-PLM run scripts)."""
+        """The rate that is given, or the reference's for the stage (MUX-PLM run scripts)."""
         return self.learning_rate or (5e-5 if self.stage == "finetune" else 1e-4)
 
     @property
     def loss_coefficients(self) -> tuple[float, float]:
-        """Weights of the retrieval and the task loss; the reference's by stage and task."""
+        """Weights of the retrieval and the task loss; by default the reference's."""
         retrieval, task = {"retrieval": (1.0, 0.0), "pretrain": (0.1, 0.9), "finetune": (0.0, 1.0)}[
             self.stage
         ]
@@ -111,7 +111,7 @@ class StageRecipe(Corpus):
         )
 
     def what_is_computed(self) -> dict[str, Any]:
-        """Every setting that changes the result, as JSON has it."""
+        """Every setting that changes the result, as JSON values."""
         return self.model_dump(mode="json", exclude={"out", "work"})
 
 
@@ -135,6 +135,10 @@ class DistillSettings(BaseModel):
     bf16: bool = Field(False, description="Matrix products in bfloat16, weights in fp32.")
     seed: int = Field(0, description="Of batches, picks and dropout.")
     save_every_s: float = Field(300, gt=0, description="Seconds between two saved states.")
+
+    def what_is_computed(self) -> dict[str, Any]:
+        """Every setting that changes the result; how often a run is saved does not."""
+        return self.model_dump(mode="json", exclude={"save_every_s"})
 
 
 class FamilyRecipe(BaseModel):

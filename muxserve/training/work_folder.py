@@ -1,4 +1,4 @@
-"""The work folder of a run: whose it is, and results that are whole or not there."""
+"""The work folder of a run: which run it belongs to, and files that are whole or not there."""
 
 import errno
 import json
@@ -15,24 +15,24 @@ from safetensors import SafetensorError
 
 log = logging.getLogger(__name__)
 
-#: What the name of a checksum in a recipe starts with.
+#: Prefix of the checksums in a recipe.
 CONTENT = "content of "
-#: Of a disk, a quota or a file that has no room left.
+#: Errors of a disk, a quota or a file that has no room left.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def claimed(work: Path, recipe: Mapping[str, Any]) -> Iterator[None]:
-    """Make a work folder a recipe's, or see that it is, and keep other processes out of it.
+    """Claim a work folder for a run, and keep other processes out of it.
 
     Args:
-        work: the folder; made where it is missing.
-        recipe: all that changes what is computed, as JSON has it: every setting, and a checksum of
+        work: the folder; made if it is missing.
+        recipe: all that changes what is computed, as JSON values: every setting, and a checksum of
             everything that is read (see ``checksums``).
 
     Raises:
-        ValueError: for a folder with a run of other settings, naming them, or one that another
-            process is at work in.
+        ValueError: if the folder holds a run with other settings, naming them, or if another
+            process is at work in it.
     """
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -49,7 +49,7 @@ def _claim(work: Path, recipe: Mapping[str, Any]) -> None:
         theirs = json.loads(file.read_text())
         other = sorted(key for key in recipe if recipe[key] != theirs.get(key))
         if other:
-            # Another setting may change what is read too: only it is named.
+            # A setting may also change what is read; then only the setting is named.
             told = [key for key in other if not key.startswith(CONTENT)] or other
             raise ValueError(
                 f"{work}: holds a run with other settings ({', '.join(told)}); give another "
@@ -62,24 +62,24 @@ def _claim(work: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def check_empty(out: Path) -> None:
-    """Raise ValueError where a result's folder has content."""
+    """Raise ValueError if a result's folder has content."""
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: not empty; choose another folder")
 
 
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
-    """A temporary file beside ``file`` to write; it becomes ``file`` where nothing fails.
+    """Yield a temporary file to write; it becomes ``file`` if nothing fails.
 
     Raises:
-        OSError: naming ``file`` and why, where it cannot be written.
+        OSError: naming ``file`` and why it could not be written.
     """
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         yield temporary
         temporary.replace(file)
     except BaseException as error:
-        # A full disk also fails here, where there may be no file.
+        # Where the disk was full, the temporary file may be missing.
         temporary.unlink(missing_ok=True)
         if isinstance(error, (OSError, SafetensorError, RuntimeError)):
             raise unwritten(file, error) from None
@@ -88,10 +88,10 @@ def written_whole(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def built_whole(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` to build a result in; it becomes ``out`` where nothing fails.
+    """Yield a folder to build a result in; it becomes ``out`` if nothing fails.
 
     Raises:
-        OSError: naming ``out`` and why, where the disk is full.
+        OSError: naming ``out`` and why, if the disk is full.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     building = Path(mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -109,9 +109,9 @@ def built_whole(out: Path) -> Iterator[Path]:
 
 
 def unwritten(path: Path, error: BaseException) -> OSError:
-    """What is told where ``path`` could not be written."""
+    """The error for a ``path`` that could not be written."""
     if isinstance(error, OSError) and error.strerror:
         return OSError(f"{path}: could not be written: {error.strerror}")
-    # torch tells of a full disk by its own internals only.
+    # What torch says of a full disk is about its internals only.
     told = "" if isinstance(error, RuntimeError) else f" ({error})"
     return OSError(f"{path}: could not be written, is the disk full?{told}")

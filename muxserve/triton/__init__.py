@@ -1,1 +1,1 @@
-"""Families on NVIDIA Triton: export to a model repository, and a client of such models."""
+"""Families on NVIDIA Triton: export to a model repository, and a client for exported models."""

@@ -1,8 +1,8 @@
 """The connections to a Triton server of one or many pods, renewed so that new pods get calls.
 
 gRPC looks a name up again only when a connection is lost: pods that an autoscaler adds would get
-nothing from an ingress that runs already. So the channel is made anew from time to time, balances
-over every address of the name, and the old one ends when its last call has.
+nothing from an ingress that already runs. So the channel is replaced from time to time, balances
+over every address of the name, and the old one is closed after its last call.
 """
 
 import asyncio
@@ -51,9 +51,11 @@ class Channels:
     """The client to call with now. Belongs to one event loop."""
 
     def __init__(self, config: TritonConfig, renew_s: float = RENEW_S) -> None:
-        """Args:
-        config: where the server is.
-        renew_s: seconds after which a channel is replaced.
+        """Connect at the first call.
+
+        Args:
+            config: where the server is.
+            renew_s: seconds after which a channel is replaced.
         """
         self._config = config
         self._renew_s = renew_s

@@ -1,11 +1,11 @@
 """Texts as token ids in, an outcome for each out, through a Triton server over gRPC.
 
-A call that Triton could not take is sent once more when it is back: classifying has no effects, so
-that is safe. While it cannot be reached, texts are refused with 503 instead of waiting without end.
+A call that Triton could not take is sent once more when it is back. That is safe, because a
+prediction has no effects. While Triton cannot be reached, texts are refused with 503; they do not
+wait without end.
 """
 
 import asyncio
-import contextvars
 import logging
 import time
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from muxserve.engine.liveness import Liveness
 from muxserve.engine.request import Outcome, Prediction
 from muxserve.errors import (
     DeadlineExceeded,
@@ -32,7 +33,6 @@ from muxserve.triton.identity import difference, identity
 
 log = logging.getLogger(__name__)
 
-_PROBE_PAUSE_S = 0.2
 _PROBE_TIMEOUT_S = 2.0
 #: A call is sent again at most once: a text that ends the server must not end it for ever.
 _ATTEMPTS = 2
@@ -76,9 +76,11 @@ class TritonModel:
     """One model of a Triton server. Belongs to one event loop."""
 
     def __init__(self, family: Family, config: TritonConfig) -> None:
-        """Args:
-        family: whose tokens are sent; no member needs to be loaded.
-        config: where the server is.
+        """Call one model of a server.
+
+        Args:
+            family: whose tokens are sent; no member needs to be loaded.
+            config: where the server is.
         """
         self.name = config.model or family.spec.name
         self.url = config.url
@@ -90,9 +92,7 @@ class TritonModel:
         self._served: _Served | None = None
         self._process_died = False
         self._why = "it was not reached yet"
-        self._alive = asyncio.Event()
-        self._looking_since_s = 0.0
-        self._watch: asyncio.Task[None] | None = None
+        self._liveness = Liveness(self._probe, config.wait_s)
 
     async def predict(
         self,
@@ -150,7 +150,7 @@ class TritonModel:
             "backend": "triton",
             "url": self.url,
             "model": self.name,
-            "ready": self._alive.is_set(),
+            "ready": self._liveness.alive,
             "calls": self.counters.calls,
             "texts_sent": self.counters.texts,
             "retried": self.counters.retried,
@@ -177,8 +177,7 @@ class TritonModel:
 
     async def close(self) -> None:
         """End the connection."""
-        if self._watch is not None:
-            self._watch.cancel()
+        self._liveness.close()
         await self._channels.close()
 
     async def _part(
@@ -266,7 +265,7 @@ class TritonModel:
     async def _meaning(
         self, error: InferenceServerException, deadline_s: float | None
     ) -> Exception:
-        """What an error of a call is to whoever asked."""
+        """An error of a call, as the caller gets it."""
         status = str(error.status()).removeprefix("StatusCode.")
         message = error.message()
         if deadline_s is not None and time.monotonic() >= deadline_s - _CLOCK_S:
@@ -290,39 +289,20 @@ class TritonModel:
 
     def _lose(self, why: str | None = None) -> None:
         """Until it answers again, it is not known whether the server is alive."""
-        self._alive.clear()
+        self._liveness.lost()
         self._why = why or self._why
-        self._look()
+        self._liveness.look()
 
     async def _some_server(self, texts: int) -> _Served:
         """What the server says of the model; waits for one that is away, but not without end."""
-        if not self._alive.is_set():
-            self._look()
-            # Who comes when that time has passed is refused at once.
-            left_s = self._looking_since_s + self._config.wait_s - time.monotonic()
-            try:
-                await asyncio.wait_for(self._alive.wait(), max(0.0, left_s))
-            except TimeoutError:
-                self.counters.unreachable += texts
-                raise NotReady(
-                    f"the model {self.name} of Triton at {self.url} is not ready ({self._why}); "
-                    "try again later"
-                ) from None
+        if not await self._liveness.wait():
+            self.counters.unreachable += texts
+            raise NotReady(
+                f"the model {self.name} of Triton at {self.url} is not ready ({self._why}); "
+                "try again later"
+            )
         assert self._served is not None  # known before it is called alive
         return self._served
-
-    def _look(self) -> None:
-        if self._watch is None or self._watch.done():
-            self._looking_since_s = time.monotonic()
-            # In no request's context, because it outlives the request; see BundlingBackend.
-            self._watch = asyncio.get_running_loop().create_task(
-                self._until_alive(), context=contextvars.Context()
-            )
-
-    async def _until_alive(self) -> None:
-        while not await self._probe():
-            await asyncio.sleep(_PROBE_PAUSE_S)
-        log.info("the model %s of Triton at %s is ready", self.name, self.url)
 
     async def _probe(self) -> bool:
         """Whether the model is ready and of this family; notes what it is."""
@@ -331,12 +311,13 @@ class TritonModel:
                 if not await client.is_model_ready(self.name, client_timeout=_PROBE_TIMEOUT_S):
                     self._why = "Triton has no such model, or it is still loading"
                     return False
-                if not self._alive.is_set():
+                if not self._liveness.alive:
                     answer = await client.get_model_config(
                         self.name, client_timeout=_PROBE_TIMEOUT_S
                     )
                     self._served = self._read(answer.config)
-                    self._alive.set()
+                    self._liveness.found()
+                    log.info("the model %s of Triton at %s is ready", self.name, self.url)
         except InferenceServerException as error:
             self._why = error.message()
             return False

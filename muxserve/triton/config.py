@@ -1,4 +1,4 @@
-"""What can be set about a Triton server that answers for muxserve."""
+"""Settings for the Triton server behind muxserve."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class TritonConfig(BaseModel):
-    """Where the server is, and how long it is waited for."""
+    """Where the server is, and how long requests wait for it."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 

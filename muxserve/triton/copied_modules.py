@@ -1,4 +1,4 @@
-"""Which of muxserve's modules travel with an exported model: one module and all that it imports.
+"""Copies the modules that an exported model needs: its own module and everything that it imports.
 
 They are copied byte for byte, so the planner that runs in Triton is the engine's own.
 """
@@ -7,9 +7,9 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-#: What a copied package says of itself; its own ``__init__`` may import what does not travel.
+#: The ``__init__.py`` of a copied package; its own one may import modules that are not copied.
 _INIT = '"""Part of muxserve, copied here so that this model needs no other installation."""\n'
-_LOADER = '''"""Loaded by Triton's Python backend: the model is in {module}, beside this."""
+_LOADER = '''"""Loaded by Triton's Python backend; the model is in {module}, beside this file."""
 
 import sys
 from pathlib import Path
@@ -22,8 +22,8 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-def modules_of(module: str) -> list[str]:
-    """A module of muxserve and every one that it imports, directly or not, sorted."""
+def required_modules(module: str) -> list[str]:
+    """A module of muxserve and every one that it imports, directly or indirectly, sorted."""
     found: set[str] = set()
     unread = [module]
     while unread:
@@ -35,9 +35,9 @@ def modules_of(module: str) -> list[str]:
 
 
 def write_model_code(module: str, folder: Path) -> None:
-    """Write ``model.py`` for a module with a ``TritonPythonModel``, and what it needs beside it."""
+    """Write ``model.py`` for a module with a ``TritonPythonModel``, and the modules it needs."""
     (folder / "model.py").write_text(_LOADER.format(module=module), encoding="utf-8")
-    for name in modules_of(module):
+    for name in required_modules(module):
         source = _file_of(name)
         target = folder / "muxserve" / source.relative_to(PACKAGE)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def _file_of(module: str) -> Path:
 
 
 def _imported(file: Path) -> list[str]:
-    """Modules of muxserve that a file imports at any place but for types only."""
+    """The modules of muxserve that a file imports, anywhere in it."""
     names = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:

@@ -1,7 +1,7 @@
 """A member of a family in, one ONNX graph out: token ids of any number of texts to their logits.
 
-The graph fills its slots itself: texts that do not fill the last group are repeated in it and the
-logits of each averaged, as the engine does. So whoever runs it needs to know nothing of groups.
+The graph fills its slots itself, as the engine does: texts of an incomplete last group are repeated
+in it, and the logits of each are averaged. So its callers need not know about groups.
 """
 
 import contextlib
@@ -19,27 +19,30 @@ from transformers import PreTrainedModel
 from muxserve.errors import FamilyError
 from muxserve.models.family import Family, member_logits
 
-#: The newest one that every ONNX Runtime since 1.17 (Triton 24.02) reads.
+#: The newest opset that every ONNX Runtime since 1.17 (Triton 24.02) reads.
 OPSET = 20
 INPUT, LOGITS, SCORES = "input_ids", "logits", "scores"
-#: The example that is traced: more texts than one group holds, none of them special.
+#: Tokens of each text in the traced example, which has more texts than one group holds.
 _EXAMPLE_LENGTH = 12
 
 
 class MemberGraph(nn.Module):
     """A member as a function of token ids alone.
 
-    Ids of padding at the end of a text are padding; there is no mask to be sent.
+    Padding ids at the end of a text count as padding, so no mask is needed.
     """
 
     def __init__(
         self, model: PreTrainedModel, n: int, pad_id: int, scores_of: str | None = None
     ) -> None:
-        """Args:
-        model: the member's network.
-        n: its N.
-        pad_id: token id of padding.
-        scores_of: problem type; give scores beside the logits, as the engine computes them.
+        """Wrap a member's network.
+
+        Args:
+            model: the network.
+            n: its N.
+            pad_id: token id of padding.
+            scores_of: problem type; if given, scores are returned beside the logits, computed as
+                the engine does.
         """
         super().__init__()
         self.model = model
@@ -48,7 +51,7 @@ class MemberGraph(nn.Module):
         self.scores_of = scores_of
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """[B, L] ids to logits [B, labels] (of texts) or [B, L, labels] (of tokens); any B."""
+        """[B, L] ids to logits [B, labels] of texts or [B, L, labels] of tokens, for any B."""
         logits = self._logits(input_ids)
         if self.scores_of is None:
             return logits
@@ -73,11 +76,11 @@ class MemberGraph(nn.Module):
         return (mean @ logits.flatten(1)).view(rows, *logits.shape[1:])
 
     def _slots(self, rows: int, device: torch.device) -> torch.Tensor:
-        """[G * N] index of the text in each slot; those of the last group fill it in turn."""
+        """[G * N] index of the text in each slot; the texts of the last group repeat in turn."""
         groups = (rows + self.n - 1) // self.n
         first = (groups - 1) * self.n
         slots = torch.arange(groups * self.n, device=device)
-        # A tensor, because ONNX has no remainder by a number that is known only when it runs.
+        # A tensor, because ONNX has no remainder by a number that is only known at run time.
         rest = torch.ones(rows - first, dtype=torch.int64, device=device).sum()
         return torch.where(slots < rows, slots, first + torch.remainder(slots - first, rest))
 
@@ -85,12 +88,12 @@ class MemberGraph(nn.Module):
 def export_graph(family: Family, n: int, *, with_scores: bool = False) -> onnx.ModelProto:
     """The graph of the member with N=n, in float32.
 
-    Its input is ``input_ids`` [texts, tokens] int64, its outputs ``logits`` and, where asked for,
-    ``scores``. The number of texts is free; that of tokens too, except where the weights must be
-    served at one length.
+    Its input is ``input_ids`` [texts, tokens] int64; its outputs are ``logits`` and, with
+    ``with_scores``, ``scores``. The number of texts is dynamic, and so is the number of tokens
+    unless the weights must be served at one length.
 
     Raises:
-        FamilyError: where the member cannot be expressed in ONNX.
+        FamilyError: the member cannot be expressed in ONNX.
     """
     scores_of = family.spec.problem_type if with_scores else None
     member = MemberGraph(family.models[n], n, family.pad_id, scores_of).eval()
@@ -116,11 +119,11 @@ def export_graph(family: Family, n: int, *, with_scores: bool = False) -> onnx.M
         raise FamilyError(
             f"{family.spec.name}: the member N={n} cannot be written as ONNX: {reason}"
         ) from error
-    assert program is not None  # with dynamo, export gives one
+    assert program is not None  # with dynamo=True, export returns one
     graph: onnx.ModelProto = program.model_proto
     fixed = [one.dim_value for one in graph.graph.input[0].type.tensor_type.shape.dim]
     if any(fixed[axis] for axis in free):
-        # The exporter says nothing where a network counts its texts in a way that fixes them.
+        # The exporter stays silent if a network counts its texts in a way that fixes their number.
         raise FamilyError(
             f"{family.spec.name}: the member N={n} would be written for texts of shape {fixed} only"
         )
@@ -129,7 +132,7 @@ def export_graph(family: Family, n: int, *, with_scores: bool = False) -> onnx.M
 
 
 def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes: they hold source lines and paths of this machine."""
+    """Remove the exporter's metadata, which holds source lines and paths of this machine."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     for part in (model.graph.node, model.graph.value_info, model.graph.input, model.graph.output):
@@ -147,7 +150,7 @@ def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks about itself off the terminal; its errors are exceptions."""
+    """Silence the exporter's log and warnings; its errors are exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     before = [one.level for one in loggers]
     try:
@@ -166,10 +169,10 @@ def _quiet() -> Iterator[None]:
 
 
 def check_graph(file: Path) -> None:
-    """Run the ONNX checker on a stored graph, its weights and inferred shapes included.
+    """Run the ONNX checker on a stored graph, including its weights and inferred shapes.
 
     Raises:
-        FamilyError: where it is not a valid graph.
+        FamilyError: the graph is not valid.
     """
     try:
         onnx.checker.check_model(str(file), full_check=True)

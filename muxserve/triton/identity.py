@@ -1,6 +1,6 @@
-"""What tells that a Triton model and a family belong together: written into the model's config.
+"""The parameters in a model's config that identify its family.
 
-A front that tokenizes for one family must not send its ids to a model of another.
+A front that tokenizes for one family must not send its token ids to a model of another.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from muxserve.models.family import Family
 
 
 def identity(family: Family) -> dict[str, str]:
-    """Parameters of a model that say of which family it is."""
+    """The parameters that identify a model's family."""
     vocabulary = json.dumps(sorted(family.tokenizer.get_vocab().items()))
     return {
         "family": family.spec.name,
@@ -22,9 +22,9 @@ def identity(family: Family) -> dict[str, str]:
 
 
 def difference(expected: Mapping[str, str], parameters: Mapping[str, str]) -> str | None:
-    """How a model's parameters contradict a family's, in words; None where they agree.
+    """How a model's parameters differ from a family's, in words; None if they agree.
 
-    The name may differ: a family may be copied under another one.
+    The name may differ: a family may be copied under another name.
     """
     for key, words in (
         ("labels", "labels"),

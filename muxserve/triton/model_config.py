@@ -1,6 +1,6 @@
-"""What a model is to Triton, as its ``config.pbtxt``: inputs, outputs, batching, instances.
+"""A model's ``config.pbtxt``: inputs, outputs, batching, instances.
 
-Written through Triton's own message types, so a field that Triton does not know cannot be written.
+It is built from Triton's own message types, so a field unknown to Triton cannot be written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,19 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from muxserve.triton.settings import ExportSettings
 
-#: Names of the arrays that models exchange; see ``docs/triton.md``.
+#: Names of the arrays between models; see ``docs/triton.md``.
 IDS, TEXT, LOGITS, SCORES = "input_ids", "text", "logits", "scores"
 NUM_INSTANCES, TRUNCATED = "num_instances", "truncated"
 WORDS, WORD_TOKENS, LABELS, WORD_SCORES = "words", "word_tokens", "labels", "word_scores"
 LABELS_FILE = "labels.txt"
 WARM_UP_SAMPLE = "full_group"
-#: Whole groups that Triton prefers to give one execution: the most of these that wait.
+#: Numbers of whole groups that Triton prefers for one execution; it takes the largest that waits.
 _PREFERRED_GROUPS = (*range(1, 17), 24, 32)
 
 
 @dataclass(frozen=True)
 class Array:
-    """An input or output: its name, type and dimensions after the first, which is the batch's."""
+    """An input or output: its name, its type, and its dimensions after the batch dimension."""
 
     name: str
     data_type: int
@@ -32,12 +32,12 @@ class Array:
 
 
 def logits_array(labels: int, *, of_tokens: bool) -> Array:
-    """Logits of texts, or of their tokens."""
+    """The logits of texts or of their tokens."""
     return Array(LOGITS, pb.TYPE_FP32, [-1, labels] if of_tokens else [labels])
 
 
 def scores_array(labels: int) -> Array:
-    """Scores of texts, which Triton's classification extension turns into labels."""
+    """The scores of texts, which Triton's classification extension turns into labels."""
     return Array(SCORES, pb.TYPE_FP32, [labels], LABELS_FILE)
 
 
@@ -60,7 +60,7 @@ def model_config(
     max_batch_size: int,
     parameters: Mapping[str, str] | None = None,
 ) -> pb.ModelConfig:
-    """A model of one version on the CPU, unbatched but for ``max_batch_size``."""
+    """A model with one version and no batching beyond ``max_batch_size``."""
     config = pb.ModelConfig(name=name, backend=backend, max_batch_size=max_batch_size)
     config.version_policy.latest.num_versions = 1
     for one in inputs:
@@ -83,15 +83,16 @@ def batch(
 ) -> None:
     """Let Triton gather requests while an execution runs.
 
-    There is no queue policy unless one is asked for: with any, even one without a bound, the
-    batcher of Triton 24.10 misses that an instance has become free and sleeps for half a second.
+    There is no queue policy unless the settings ask for one: with any, even one without a bound,
+    the batcher of Triton 24.10 misses that an instance has become free, and sleeps for up to half
+    a second.
 
     Args:
         config: of the model.
         settings: of the export.
-        n: N where there is one: batches are whole groups of it where enough waits. None takes
-            whatever waits.
-        ragged: requests of different lengths may share an execution.
+        n: the fixed N, if there is one: batches are whole groups of it if enough texts wait. With
+            None a batch is whatever waits.
+        ragged: whether requests of different lengths may share an execution.
     """
     batching = config.dynamic_batching
     batching.max_queue_delay_microseconds = settings.queue_delay_us
@@ -106,13 +107,13 @@ def batch(
 
 
 def place(config: pb.ModelConfig, *, instances: int, gpu: bool) -> None:
-    """How many instances run, and on what."""
+    """Set how many instances run, and on which kind of device."""
     kind = pb.ModelInstanceGroup.KIND_GPU if gpu else pb.ModelInstanceGroup.KIND_CPU
     config.instance_group.add(count=instances, kind=kind)
 
 
 def warm_up(config: pb.ModelConfig, texts: int, input_name: str, dims: Sequence[int]) -> None:
-    """Run ``texts`` copies of a stored text before the model is called ready."""
+    """Have Triton run ``texts`` copies of a stored text before it reports the model ready."""
     sample = config.model_warmup.add(name=WARM_UP_SAMPLE, batch_size=texts)
     data = sample.inputs[input_name]
     data.data_type = next(one.data_type for one in config.input if one.name == input_name)
@@ -123,7 +124,7 @@ def warm_up(config: pb.ModelConfig, texts: int, input_name: str, dims: Sequence[
 def ensemble(
     config: pb.ModelConfig, steps: Sequence[tuple[str, Mapping[str, str], Mapping[str, str]]]
 ) -> None:
-    """Make a model of others: (model, its input -> array, its output -> array), step by step."""
+    """Make an ensemble of steps: (model, its input -> array, its output -> array)."""
     config.ClearField("backend")
     config.platform = "ensemble"
     for name, takes, gives in steps:
@@ -133,11 +134,15 @@ def ensemble(
 
 
 def as_text(config: pb.ModelConfig) -> str:
-    """``config.pbtxt``."""
+    """The content of ``config.pbtxt``."""
     text: str = text_format.MessageToString(config)
     return text
 
 
 def parse_text(text: str) -> pb.ModelConfig:
-    """A ``config.pbtxt`` as Triton's message; ``text_format.ParseError`` for what it refuses."""
+    """Parse a ``config.pbtxt`` into Triton's message.
+
+    Raises:
+        google.protobuf.text_format.ParseError: it is not a valid config.
+    """
     return text_format.Parse(text, pb.ModelConfig())

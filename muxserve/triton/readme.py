@@ -1,15 +1,15 @@
-"""What stands beside exported models: a README for whoever runs them, and their requirements."""
+"""The README.md and requirements.txt that an export writes beside its models."""
 
 from collections.abc import Sequence
 
 from muxserve.models.family import FamilySpec
 from muxserve.triton.settings import ExportSettings
 
-#: The newest server that the export is tested against.
+#: The newest server that exports are tested against.
 IMAGE = "nvcr.io/nvidia/tritonserver:24.10-py3"
 
 _ABOUT = {
-    "elastic": "takes token ids; chooses N by what waits: {widths}",
+    "elastic": "takes token ids; chooses N by how much waits: {widths}",
     "member": "takes token ids; N={widths}",
     "text front": "takes texts; N of {widths}",
     "tokenizer": "texts to token ids, for the text fronts",
@@ -18,7 +18,7 @@ _ABOUT = {
 
 
 def requirements(settings: ExportSettings) -> str:
-    """What Triton's Python needs; empty where the models need none of it."""
+    """The packages that Triton's Python needs; empty if the models need none."""
     lines = []
     if settings.backend == "python" or settings.text:
         lines += [
@@ -52,15 +52,15 @@ def readme(
     if settings.backend == "python":
         outputs.append("| `num_instances` | INT32 [texts, 1] | the N that served each text |")
     text = [
-        "A text front takes `text` (BYTES [texts, 1], UTF-8) instead, and gives `truncated` "
-        "(BOOL [texts, 1]) too;",
+        "A text front takes `text` (BYTES [texts, 1], UTF-8) instead, and also returns `truncated` "
+        "(BOOL [texts, 1]);",
         "the request parameter `truncate: false` refuses a text that is too long instead of "
         "cutting it.",
     ]
     if of_tokens:
         text.append(
-            "Its answer is `words`, `labels` (BYTES) and `word_scores` (FP32), all "
-            "[texts, most words]; empty where a text has no more words."
+            "It returns `words`, `labels` (BYTES) and `word_scores` (FP32), all "
+            "[texts, most words]; entries past a text's last word are empty."
         )
     install = (
         "pip install -r requirements.txt\n" if requirements(settings) else ""
@@ -68,10 +68,10 @@ def readme(
     parts = [
         f"# {spec.name}, multiplexed, for Triton",
         "Made by `muxserve export triton`. A multiplexed model puts N texts through one forward; "
-        "here Triton's dynamic\nbatcher gathers them from all clients.",
+        "Triton's dynamic\nbatcher gathers them from all clients.",
         f"| model | what it does |\n| --- | --- |\n{rows}",
         "## Run",
-        f"In Triton's container (`{IMAGE}`), or wherever `tritonserver` is, in this folder:",
+        f"In Triton's container (`{IMAGE}`), or anywhere with `tritonserver`, in this folder:",
         f"```\n{install}```",
         "## Ask",
         f"| input | type | meaning |\n| --- | --- | --- |\n"
@@ -88,16 +88,16 @@ def _tuning(settings: ExportSettings) -> str:
     lines = [
         "## Tune, in `config.pbtxt`",
         "- `max_batch_size`, `preferred_batch_size`: keep them multiples of N.",
-        "- `max_queue_delay_microseconds`: 0 lets what comes during one execution make the next. A "
-        "delay fills groups\n  under light load, and every lone request then waits it out.",
-        "- `default_queue_policy`: leave it out where you can. With any, the batcher of Triton "
+        "- `max_queue_delay_microseconds`: with 0, requests that arrive during one execution form "
+        "the next. A delay fills\n  groups under light load, but lone requests always wait for it.",
+        "- `default_queue_policy`: leave it out if you can. With any policy, the batcher of Triton "
         "24.10 sleeps for up to\n  half a second now and then.",
         "- `instance_group`: more instances share the requests among them, so each sees fewer.",
         "- Leave `response_cache` off: an answer depends on the texts that share its group.",
     ]
     if settings.backend == "python":
         lines.append(
-            "- `parameters`: `max_waiting_texts` (what waits beyond is refused with UNAVAILABLE, "
+            "- `parameters`: `max_waiting_texts` (texts beyond it are refused with UNAVAILABLE, "
             "HTTP 503),\n  `latency_target_ms`, `threads` (0: every core), `warm_up_s`, "
             "`max_groups`.\n\n"
             "Request parameters: `max_num_instances` caps N for a request (elastic models), and "
@@ -105,7 +105,7 @@ def _tuning(settings: ExportSettings) -> str:
         )
     else:
         lines.append(
-            "- Requests share a batch only where their texts have the same number of tokens: send "
+            "- Requests share a batch only if their texts have the same number of tokens: send "
             "lengths in steps,\n  such as multiples of 16."
         )
     return "\n".join(lines[:1]) + "\n\n" + "\n".join(lines[1:])

@@ -1,7 +1,8 @@
 """A family in, a Triton model repository out: whole or not at all.
 
-One model for each member N and, with the Python backend, an elastic one that chooses N by what
-waits; with a text front, a tokenizer and an ensemble for each of them. No folder needs muxserve.
+The repository has one model for each N and, with the Python backend, an elastic model that chooses
+N by how much waits. With a text front it also has a tokenizer, and an ensemble for each model. The
+models run without muxserve.
 """
 
 import re
@@ -29,10 +30,10 @@ from muxserve.triton.settings import ExportSettings
 from muxserve.triton.weights import store_graphs
 
 _RUNTIME = "muxserve.triton.runtime"
-#: Encoder rows of one forward, as the engine has them.
+#: Encoder rows of one forward, as in the engine.
 _MOST_GROUPS = EngineConfig().max_groups
 _WARM_UP_TEXT = "a text to warm up with"
-#: The one version that an export writes.
+#: The only version that an export writes.
 _VERSION = "1"
 
 
@@ -41,9 +42,9 @@ class ExportedModel:
     """One model of a repository.
 
     Attributes:
-        name: in Triton.
+        name: its name in Triton.
         kind: "elastic", "member", "text front", "tokenizer" or "tagger".
-        widths: every N that it may run at; empty where it runs none itself.
+        widths: every N that it may run at; empty if it runs no forward itself.
     """
 
     name: str
@@ -66,17 +67,17 @@ def export(
     *,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
-    """Write a repository that a stock Triton server loads.
+    """Write a repository that a stock Triton server can load.
 
     Args:
         family: a shipped family's name, or a folder.
-        repository: the folder to make; it may exist where it is empty.
-        settings: defaults serve.
+        repository: the folder to create; it may exist if it is empty.
+        settings: by default the default settings.
         on_progress: called with what is being written and the share done.
 
     Raises:
-        FamilyError: for a family that cannot be loaded or written as ONNX.
-        InvalidInput: where the folder has content already.
+        FamilyError: the family cannot be loaded or written as ONNX.
+        InvalidInput: the folder is not empty.
     """
     settings = settings or ExportSettings()
     if repository.exists() and (not repository.is_dir() or any(repository.iterdir())):
@@ -93,7 +94,7 @@ def export(
     try:
         writer = _Writer(loaded, temporary, settings, on_progress or (lambda _, __: None))
         models = writer.write()
-        temporary.chmod(0o755)  # mkdtemp makes it for one user; Triton may run as another
+        temporary.chmod(0o755)  # mkdtemp restricts it to one user; Triton may run as another
         temporary.rename(repository)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -121,7 +122,7 @@ class _Writer:
         self._models: list[ExportedModel] = []
 
     def write(self) -> list[ExportedModel]:
-        """Every model, README and requirements."""
+        """Write every model, the README and the requirements."""
         widths = self._family.widths
         graphs: dict[int, onnx.ModelProto] = {}
         of_scores = self._settings.backend == "onnxruntime" and not self._family.spec.of_tokens
@@ -154,7 +155,7 @@ class _Writer:
     def _python_model(
         self, name: str, widths: Sequence[int], graphs: dict[int, onnx.ModelProto]
     ) -> None:
-        """A Python-backend model that fills slots at one or several N."""
+        """Write a Python-backend model that fills slots at one or several N."""
         fixed = widths[0] if len(widths) == 1 else None
         settings = self._settings
         outputs = [*self._outputs(), mc.NUM_INSTANCES_ARRAY]
@@ -182,7 +183,7 @@ class _Writer:
         self._store({f"n{n}.onnx": graphs[n] for n in widths}, version)
 
     def _onnx_model(self, n: int, graph: onnx.ModelProto) -> None:
-        """A graph for Triton's own ONNX Runtime backend."""
+        """Write a graph for Triton's own ONNX Runtime backend."""
         settings = self._settings
         length = self._family.padded_length
         ids = mc.Array(mc.IDS, pb.TYPE_INT64, [length or -1])
@@ -208,7 +209,7 @@ class _Writer:
         self._store({"model.onnx": graph}, version)
 
     def _text_front(self) -> None:
-        """A tokenizer, and for each model an ensemble of it with that model."""
+        """Write the tokenizer, and for each model an ensemble of both."""
         of_tokens = self._family.spec.of_tokens
         models = list(self._models)
         largest = max(self._batch_size(one.widths[-1]) for one in models)
@@ -237,7 +238,7 @@ class _Writer:
             self._ensemble(one, tokenizer, tagger if of_tokens else None)
 
     def _tagger(self, name: str, largest: int) -> None:
-        """What reads a label for each word from the logits of its tokens."""
+        """Write the model that reads a label for each word from the logits of its tokens."""
         config = mc.model_config(
             name,
             "python",
@@ -252,8 +253,11 @@ class _Writer:
         self._facts([]).write(version)
 
     def _ensemble(self, model: ExportedModel, tokenizer: str, tagger: str | None) -> None:
-        """Texts in, labels with scores out. The multiplexing is one step of it, and never several:
-        only a model that sees the requests of many callers can put them into one group."""
+        """Write an ensemble: texts in, labels with scores out.
+
+        Multiplexing stays within one step: only a model that sees the requests of many callers can
+        put them into one group.
+        """
         words = [mc.WORDS_ARRAY, mc.LABELS_ARRAY, mc.WORD_SCORES_ARRAY]
         of_model = [] if tagger else self._outputs()
         if self._settings.backend == "python":
@@ -282,7 +286,7 @@ class _Writer:
         self._write_model(config, "text front", model.widths)
 
     def _write_model(self, config: pb.ModelConfig, kind: str, widths: Sequence[int]) -> Path:
-        """The model's folder with its config; returns the version folder, empty."""
+        """Create the model's folder with its config; return the empty version folder."""
         folder = self._folder / str(config.name)
         (folder / _VERSION).mkdir(parents=True)
         self._write_config(config)
@@ -317,7 +321,7 @@ class _Writer:
             check_graph(version / name)
 
     def _outputs(self) -> list[mc.Array]:
-        """Logits, and scores where they are of texts."""
+        """Logits, and scores if the family labels texts."""
         spec = self._family.spec
         logits = mc.logits_array(len(spec.labels), of_tokens=spec.of_tokens)
         return [logits] if spec.of_tokens else [logits, mc.scores_array(len(spec.labels))]

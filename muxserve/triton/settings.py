@@ -1,4 +1,4 @@
-"""What can be set about an export; ``muxserve export triton`` has a flag for each field."""
+"""The settings of an export; ``muxserve export triton`` has a flag for each field."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ExportSettings(BaseModel):
-    """Settings of one export; every field has a default that serves."""
+    """The settings of one export; every field has a usable default."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -24,7 +24,7 @@ class ExportSettings(BaseModel):
     )
     device: Literal["cpu", "gpu"] = Field("cpu", description="What the models run on.")
     instances: int = Field(
-        1, ge=1, le=64, description="Instances of each model, per GPU where there are some."
+        1, ge=1, le=64, description="Instances of each model, per GPU if there are GPUs."
     )
     max_batch_size: int = Field(
         1024,
@@ -36,15 +36,15 @@ class ExportSettings(BaseModel):
         0,
         ge=0,
         le=10_000_000,
-        description="Microseconds that a batch waits for more requests. 0: what comes while one "
-        "execution runs makes the next.",
+        description="Microseconds that a batch waits for more requests. With 0, requests that "
+        "arrive during one execution form the next.",
     )
     max_waiting_texts: int = Field(
         512,
         ge=1,
         le=65_536,
-        description="Texts that one execution answers; what waits beyond is refused. Of the "
-        "python backend.",
+        description="Texts that one execution answers; more are refused. Only for the python "
+        "backend.",
     )
     max_queue_size: int = Field(
         0,
@@ -56,7 +56,7 @@ class ExportSettings(BaseModel):
     latency_target_ms: float = Field(
         50.0,
         gt=0,
-        description="The elastic model takes a wider N where what waits would take longer.",
+        description="The elastic model takes a wider N if the waiting texts would take longer.",
     )
     max_quality_loss: float = Field(
         0.1,

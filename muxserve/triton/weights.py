@@ -1,4 +1,4 @@
-"""Graphs of one model folder in, the same graphs on disk with their weights in one shared file.
+"""Stores the graphs of a model folder with their weights in one shared file.
 
 Members of a family mostly share their weights, so a tensor that several graphs hold is stored once.
 """
@@ -11,16 +11,16 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 WEIGHTS_FILE = "weights.bin"
-#: Smaller tensors stay in the graph, where shape inference can read them.
+#: Smaller tensors stay in the graph, so that shape inference can read them.
 SMALLEST_BYTES = 1024
-#: Where tensors start: a page, so that a runtime may map them into memory.
+#: Tensors start at page boundaries, so that a runtime may map them into memory.
 ALIGNED_BYTES = 4096
 
 
 def store_graphs(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> None:
     """Write each graph to ``folder`` under its file name, and all weights to ``weights.bin``.
 
-    The graphs are changed: their large tensors then only say where they are.
+    The graphs are changed: their large tensors then only refer to the file.
     """
     places: dict[bytes, tuple[int, int]] = {}
     with (folder / WEIGHTS_FILE).open("wb") as weights:

@@ -1,7 +1,8 @@
-"""``make chaos``: every scenario at length, and soaks; figures into docs/reliability.md."""
+"""``make chaos``: long scenarios and soaks, whose figures go to docs/reliability.md."""
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 import traceback
@@ -16,7 +17,7 @@ from tests.chaos.soak import SETTINGS, soak, verdict
 
 
 def main() -> int:
-    """Returns the number of promises that were not kept."""
+    """Run what the command line asks for; return the number of broken promises."""
     arguments = _arguments()
     results = report.Results(arguments.out)
     scale = SHORT if arguments.short else LONG
@@ -26,7 +27,7 @@ def main() -> int:
     for place, group in groupby(_chosen(arguments.only), key=lambda one: one.place):
         scenarios = list(group)
         while scenarios:
-            # One that fails may leave its server ill: the rest gets another.
+            # A failed scenario may leave its server broken: the rest gets a new one.
             try:
                 with place() as server:
                     while scenarios:
@@ -75,10 +76,15 @@ async def _soak_all(
     for runtime, file in zip(runtimes, files, strict=True):
         _say(f"soak of {runtime} for {arguments.minutes:g} minutes, samples in {file}")
     ready = asyncio.Barrier(len(runtimes))
+    cores = sorted(os.sched_getaffinity(0))
+    if len(runtimes) > len(cores):
+        sys.exit(
+            f"--together needs a core for each of {len(runtimes)} soaks, here are {len(cores)}"
+        )
     found = await asyncio.gather(
         *(
-            soak(runtime, arguments.minutes, file, ready)
-            for runtime, file in zip(runtimes, files, strict=True)
+            soak(runtime, arguments.minutes, file, ready, set(cores[place :: len(runtimes)]))
+            for place, (runtime, file) in enumerate(zip(runtimes, files, strict=True))
         ),
         return_exceptions=True,
     )
@@ -112,7 +118,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make chaos ARGS=...", description=__doc__)
     parser.add_argument("--only", default="all", help=f"parts of names, all or none: {_names()}")
     parser.add_argument("--soaks", default="torch,openvino", help="of runtimes, or none")
-    parser.add_argument("--together", action="store_true", help="run the soaks at once")
+    parser.add_argument(
+        "--together", action="store_true", help="run the soaks at once, each on cores of its own"
+    )
     parser.add_argument("--minutes", type=float, default=60.0, help="of each soak")
     parser.add_argument("--cases", type=int, help="of fuzzing, over all protocols")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Clients of every protocol: a text in, one answer out, over raw sockets or gRPC."""
+"""Clients for every protocol: a text in, one answer out, over raw sockets or gRPC."""
 
 import asyncio
 import json
@@ -11,18 +11,18 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 HOST = "127.0.0.1"
-#: Every address of 127.0.0.0/8 is this machine: another caller to the server.
+#: Every address in 127.0.0.0/8 is this machine, but to the server this one is another caller.
 ELSEWHERE = "127.0.0.2"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a client was told.
+    """What a client received.
 
     Attributes:
-        status: of HTTP; 0 where the connection ended without an answer; 1 for an error of gRPC.
-        code: stable code of the error, or gRPC's name of it; "" for an answer.
-        label: of the answer.
+        status: HTTP status; 0 if the connection ended without an answer, 1 for a gRPC error.
+        code: stable code of the error, or gRPC's name for it; "" for an answer.
+        label: label of the answer.
     """
 
     status: int
@@ -34,7 +34,7 @@ CONNECTION_ENDED = Reply(0, "connection_ended")
 
 
 class HttpPool:
-    """Connections to one port, kept and used again."""
+    """Connections to one port, kept and reused."""
 
     def __init__(self, port: int, source: str = HOST) -> None:
         self._port = port
@@ -42,7 +42,7 @@ class HttpPool:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, path: str, body: bytes) -> tuple[int, bytes]:
-        """Status and body.
+        """Send a request; return status and body.
 
         Raises:
             OSError, asyncio.IncompleteReadError: the connection ended before the answer.
@@ -72,7 +72,7 @@ class HttpPool:
 
 
 def post(path: str, body: bytes, headers: str = "") -> bytes:
-    """A whole request."""
+    """The bytes of a whole request."""
     head = f"POST {path} HTTP/1.1\r\nhost: chaos\r\ncontent-type: application/json\r\n{headers}"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
@@ -168,7 +168,7 @@ class GrpcDoor:
 
 
 def _is_of_transport(error: "grpc.aio.AioRpcError") -> bool:
-    """Whether gRPC itself says that the server is gone; our own messages have none of this."""
+    """Whether gRPC itself reports that the server is gone; our messages use none of these words."""
     told = (error.details() or "").lower()
     return any(
         one in told

@@ -1,5 +1,6 @@
-"""``python -m tests.chaos.entry serve ...``: muxserve with replicas whose forwards can be made to
-fail, by files in the folder ``CHAOS_FOLDER``. It exists in these tests only.
+"""``python -m tests.chaos.entry serve ...``: muxserve with replicas that can be made to fail.
+
+Files in the folder ``CHAOS_FOLDER`` make forwards fail. Only these tests have this.
 """
 
 import os
@@ -16,17 +17,17 @@ import muxserve.serving.app
 from muxserve.cli import main
 from muxserve.serving.ray.replica import MuxReplica
 
-#: The word of a text that no forward survives.
+#: A word that makes the forward of its text fail.
 POISON = "zyzzyva"
 FOLDER = "CHAOS_FOLDER"
 
 
 class FaultyReplica(MuxReplica):
-    """A replica whose forwards do what the folder's files say, once it has warmed up.
+    """A replica whose forwards follow the folder's files, once it has warmed up.
 
-    ``hang-PID``: forwards of that process do not return while the file is there.
-    ``memory``: a forward of more rows than the file says is out of GPU memory.
-    ``poison``: token ids; a forward with a row that holds them fails.
+    ``hang-PID``: forwards of that process do not return while the file exists.
+    ``memory``: a forward with more rows than the number in the file runs out of GPU memory.
+    ``poison``: token ids; a forward with a row that contains them all fails.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -64,7 +65,7 @@ def _numbers(file: Path) -> set[int]:
 
 
 if __name__ == "__main__":
-    # Workers import the class by its module's name, which here is __main__.
+    # Workers import the class by its module's name, which must not be __main__.
     from tests.chaos.entry import FaultyReplica as Importable
 
     muxserve.serving.app.MuxReplica = Importable  # type: ignore[misc]

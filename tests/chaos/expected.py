@@ -1,4 +1,4 @@
-"""Texts whose right label is known: computed once by an engine at N=1, far from the border."""
+"""Texts with a known label, computed once by an engine at N=1, far from the decision boundary."""
 
 import functools
 import random
@@ -9,14 +9,14 @@ from muxserve.measure.texts import generated_texts
 from muxserve.models.family import Family
 
 FAMILY = "sentiment"
-#: A text that is nearer to the border than this could change its label by rounding.
+#: A text with a lower score is so near the boundary that rounding could change its label.
 _CLEAR = 0.65
 WORDS = (5, 120)
 
 
 @functools.cache
 def labels() -> tuple[str, ...]:
-    """The family's, in its order."""
+    """The family's labels, in its order."""
     return tuple(Family.load(FAMILY, widths=[]).spec.labels)
 
 
@@ -43,7 +43,7 @@ def known_labels(count: int = 100) -> tuple[tuple[str, str], ...]:
 
 
 def tokens_of(word: str) -> list[int]:
-    """Its token ids, without special tokens."""
+    """The token ids of a word, without special tokens."""
     ids: list[int] = (
         Family.load(FAMILY, widths=[]).tokenizer.encode(word, add_special_tokens=False).ids
     )

@@ -1,7 +1,7 @@
-"""Requests that nobody would write, over every protocol: documented codes only, and no 500.
+"""Fuzzing over every protocol: only documented codes may come back, and never a 500.
 
-schemathesis makes them from the OpenAPI document, right ones and wrong ones; for ``/v2`` and gRPC,
-whose rules stand in no schema, hypothesis makes some that are nearly right.
+schemathesis generates valid and invalid requests from the OpenAPI document. No schema has the rules
+of ``/v2`` and gRPC, so hypothesis generates requests for them that are nearly valid.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.chaos.clients import HOST
 from tests.chaos.harness import Scale, Server, settled
 from tests.chaos.load import DOCUMENTED, DOCUMENTED_GRPC
 
-#: Routes that cost a look at every engine have less to be got wrong.
+#: Share of the cases for each GET route: it may have to ask every engine, and has little to fuzz.
 _FEW = 0.02
 _MODEL = "sentiment"
 
@@ -38,7 +38,7 @@ def _settings(cases: int) -> settings:
         deadline=None,
         database=None,
         print_blob=True,
-        phases=[Phase.generate],  # making a failure smaller may take minutes
+        phases=[Phase.generate],  # shrinking a failure may take minutes
         suppress_health_check=list(HealthCheck),
     )
 
@@ -56,7 +56,7 @@ async def over_grpc(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def _fuzzed(server: Server, run: Callable[[Counter[str]], None]) -> dict[str, Any]:
-    """Figures of a run; the service answers right afterwards, and every request has its fate."""
+    """The figures of a run; afterwards the server answers, and every request has an outcome."""
     seen: Counter[str] = Counter()
     await asyncio.to_thread(run, seen)
     load = server.load_at(12.0)
@@ -96,7 +96,7 @@ def _openapi(server: Server, cases: int, seen: Counter[str]) -> None:
                 try:
                     one()
                 except Unsatisfiable:
-                    # A GET without parameters has nothing that could be wrong.
+                    # A GET without parameters cannot be invalid.
                     assert mode is GenerationMode.NEGATIVE
                     assert operation.method == "get"
 
@@ -131,13 +131,13 @@ _parameters = st.dictionaries(
 
 
 def _mostly(right: Any, wrong: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A right value, or any other: four of five, so that a request is nearly right."""
+    """The right value in four of five cases, so that a request is nearly valid."""
     return st.sampled_from("rrrrw").flatmap(lambda turn: wrong if turn == "w" else st.just(right))
 
 
 @st.composite
 def _bodies(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
-    """A body of ``infer`` and its headers."""
+    """A body for ``infer`` and its headers."""
     texts = draw(st.lists(_mostly("A good film.", _json), min_size=0, max_size=3))
     given_input: dict[str, Any] = {
         "name": draw(_mostly("text", _json)),
@@ -158,7 +158,7 @@ def _bodies(draw: st.DrawFn) -> tuple[bytes, dict[str, str]]:
         body["outputs"] = draw(st.one_of(st.lists(output, max_size=3), _json))
     for name in draw(st.lists(st.sampled_from(["id", "extra", "inputs"]), max_size=1)):
         body[name] = draw(_json)
-    # Half characters are JSON that orjson would not write.
+    # Not orjson, which cannot write half a surrogate pair.
     raw = json.dumps(body, allow_nan=False).encode()
     if draw(_mostly(False, st.just(True))):
         raw = raw[: draw(st.integers(0, len(raw)))] + draw(st.binary(max_size=40))

@@ -1,4 +1,4 @@
-"""A real server in processes of its own, to be broken; and what holds of it when all is over."""
+"""A real server in its own processes, for scenarios to break, and the checks that follow."""
 
 import asyncio
 import http.client
@@ -27,14 +27,14 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Scale:
-    """How long and how much.
+    """The duration and size of scenarios.
 
     Attributes:
-        seconds: of load before and after a failure.
+        seconds: seconds of load before and after a failure.
         rate: requests per second of the clients whose answers are checked.
-        attackers_s: how long an attack lasts.
-        connections: silent ones to be opened, as far as descriptors allow.
-        cases: of fuzzing, over all protocols.
+        attackers_s: duration of an attack.
+        connections: silent connections to open, as far as descriptors allow.
+        cases: number of fuzzing cases over all protocols.
     """
 
     seconds: float
@@ -50,12 +50,12 @@ LONG = Scale(seconds=20.0, rate=30.0, attackers_s=30.0, connections=20_000, case
 
 @dataclass
 class Server:
-    """A server that answers.
+    """A running server.
 
     Attributes:
         port, grpc_port: where it listens.
-        pid: of the command; None where this process holds the Ray.
-        folder: whose files make replicas fail.
+        pid: process of the command; None if this process started Ray.
+        folder: files in it make replicas fail.
     """
 
     port: int
@@ -64,11 +64,11 @@ class Server:
     folder: Path = ROOT
 
     def load(self, scale: Scale, **changes: Any) -> Load:
-        """Clients of it."""
+        """Clients at the scale's rate."""
         return self.load_at(scale.rate, **changes)
 
     def load_at(self, rate: float, **changes: Any) -> Load:
-        """Clients of it, of so many requests per second."""
+        """Clients that send ``rate`` requests per second."""
         return Load(self.port, self.grpc_port, rate, **changes)
 
     def get(self, path: str) -> tuple[int, bytes]:
@@ -87,7 +87,7 @@ class Server:
         return found
 
     def engines(self) -> list[int]:
-        """Processes of the engines that tell their counters."""
+        """The process ids of the engines that report counters."""
         return sorted(one["pid"] for one in self.stats()["engines"])
 
     def processes(self) -> list[psutil.Process]:
@@ -156,15 +156,15 @@ async def broken(
     connections_may_end: bool = False,
     counted: bool = True,
 ) -> dict[str, Any]:
-    """The figures of clients that ask before, while and after something breaks.
+    """Run clients before, while and after something breaks; return their figures.
 
     Args:
-        server: of all of it.
-        scale: how long, and how much they ask for.
-        breaking: breaks it, and waits until it is well again.
-        timeout_s: of each request.
+        server: the server to break.
+        scale: duration and rate of the load.
+        breaking: breaks the server, and waits until it has recovered.
+        timeout_s: deadline of each request.
         allowed, connections_may_end: what clients may see of it; see ``Load.check``.
-        counted: whether the counters go on; not where the process that has them is replaced.
+        counted: whether to compare the counters; false if the process that has them is replaced.
     """
     before = server.stats() if counted else None
     load = server.load(scale, timeout_s=timeout_s)
@@ -181,7 +181,7 @@ async def broken(
 
 
 def until(condition: Callable[[], Found], what: str, bound_s: float = BOUND_S) -> Found:
-    """Poll until the condition gives something true; a refused connection is not."""
+    """Poll until the condition returns something true; a refused connection counts as false."""
     end = time.monotonic() + bound_s
     while True:
         try:
@@ -195,17 +195,17 @@ def until(condition: Callable[[], Found], what: str, bound_s: float = BOUND_S) -
 
 
 async def until_async(condition: Callable[[], Found], what: str, bound_s: float = BOUND_S) -> Found:
-    """The same, while clients go on."""
+    """The same, while clients continue."""
     return await asyncio.to_thread(until, condition, what, bound_s)
 
 
 def settled(server: Server, before: Mapping[str, Any] | None = None, *loads: Load) -> None:
-    """Everything that came has an end, all counters are at rest, and they agree with the clients.
+    """Check that every request has ended and that the counters agree with the clients.
 
     Args:
-        server: idle by now.
-        before: ``/stats`` from before the loads; None where the ingress died meanwhile.
-        loads: all that came to it since then.
+        server: a server that is idle by now.
+        before: ``/stats`` from before the loads; None if the ingress died meanwhile.
+        loads: all loads that were sent since then.
     """
 
     def gap() -> dict[str, Any]:

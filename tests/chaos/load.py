@@ -1,5 +1,7 @@
-"""An open loop of clients: requests come at random times whatever the server does, and each is
-answered exactly once, with its own label or a documented error, in time.
+"""An open loop of clients, and the checks on their answers.
+
+Requests are sent at random times whatever the server does. Each must be answered exactly once and
+in time, with its own label or a documented error.
 """
 
 import asyncio
@@ -18,9 +20,9 @@ from muxserve.errors import MuxserveError
 from tests.chaos.clients import HOST, GrpcDoor, HttpPool, InferDoor, PredictDoor, Reply
 from tests.chaos.expected import known_labels, labels
 
-#: A late answer is one that comes so long after its deadline; clients share the server's cores.
+#: An answer is late if it comes this long after its deadline; clients share the server's cores.
 SLACK_S = 5.0
-#: What an answer may say; ``internal`` is documented too, but would be a mistake of ours.
+#: The allowed errors; ``internal`` is documented too, but would be a bug.
 DOCUMENTED = {
     (kind.status, kind.code)
     for module in (muxserve.errors, muxserve.serving.errors)
@@ -41,10 +43,10 @@ class Door(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What one request came to.
+    """The outcome of one request.
 
     Attributes:
-        reply: as it was told; None where nothing came within its deadline and the slack.
+        reply: the reply; None if nothing came within the deadline and the slack.
         right: whether the label is that of its own text.
         at_s, seconds: when it was sent, from the start of the load, and how long it took.
     """
@@ -60,13 +62,13 @@ class Load:
     """Requests to one server, and their answers by number.
 
     Attributes:
-        port: of HTTP.
-        grpc_port: of gRPC too, where given.
+        port: port of HTTP.
+        grpc_port: port of gRPC; None leaves gRPC out.
         rate: requests per second, over all doors.
-        timeout_s: each request's own deadline.
-        num_instances: widest N that is asked for; at 1 the labels are known.
-        every_second_elastic: half of the requests allow any N; their labels are not compared.
-        source: address that the clients have.
+        timeout_s: deadline of each request.
+        num_instances: widest N that requests allow; at 1 the labels are known.
+        every_second_elastic: let half of the requests allow any N; their labels are not compared.
+        source: address of the clients.
     """
 
     port: int
@@ -82,7 +84,7 @@ class Load:
     async def run(
         self, seconds: float, during: Callable[[], Awaitable[Any]] | None = None
     ) -> "Load":
-        """Send for ``seconds``, or until ``during`` has ended where that takes longer."""
+        """Send for ``seconds``, or until ``during`` has ended if that takes longer."""
         pool = HttpPool(self.port, self.source)
         known = known_labels()
         doors, over_grpc = self._doors(pool)
@@ -108,7 +110,7 @@ class Load:
         return self
 
     async def capacity(self, seconds: float, clients: int = 48) -> float:
-        """Requests per second that clients get answered which each wait for their answers."""
+        """Answered requests per second in a closed loop of ``clients``."""
         pool = HttpPool(self.port, self.source)
         doors, over_grpc = self._doors(pool)
         known, numbers, answered = known_labels(), itertools.count(), 0
@@ -137,7 +139,7 @@ class Load:
         return [*over_http, over_grpc], over_grpc
 
     def _width(self, number: int) -> int | None:
-        """Widest N that a request asks for. Not in step with the doors: their number is odd."""
+        """The widest N that a request allows. Their number is odd, so all doors get both kinds."""
         return None if self.every_second_elastic and number % 2 else self.num_instances
 
     async def _one(self, number: int, door: Door, text: str, label: str, began_s: float) -> None:
@@ -158,9 +160,9 @@ class Load:
         """Raise AssertionError unless every promise was kept.
 
         Args:
-            allowed: codes of errors that this failure may cause; gRPC's names are those of their
-                statuses.
-            connections_may_end: whether the process that holds them dies here.
+            allowed: error codes that this failure may cause; for gRPC the name of their status
+                counts.
+            connections_may_end: whether the process that holds the connections dies here.
         """
         assert self.sent, "nothing was sent"
         assert len(self.answers) == self.sent, (
@@ -194,7 +196,7 @@ class Load:
 
     @property
     def errors(self) -> Counter[str]:
-        """Requests by the code of their error."""
+        """Numbers of failed requests by error code."""
         replies = [one.reply for one in self.answers.values()]
         return Counter(
             "hung" if one is None else one.code for one in replies if one is None or one.code
@@ -202,11 +204,11 @@ class Load:
 
     @property
     def right(self) -> int:
-        """Requests that got their own label."""
+        """Number of requests that got their own label."""
         return sum(one.right for one in self.answers.values())
 
     def quantile_ms(self, q: float, after_s: float = 0.0) -> float:
-        """Latency of those answered, of those sent later than ``after_s``."""
+        """Latency quantile of the answered requests that were sent after ``after_s``."""
         found = sorted(
             one.seconds
             for one in self.answers.values()
@@ -215,12 +217,12 @@ class Load:
         return 1000 * found[min(len(found) - 1, int(q * len(found)))] if found else float("nan")
 
     def last_error_s(self) -> float:
-        """When the last request was sent that got an error; 0 without any."""
+        """When the last failed request was sent; 0 if none failed."""
         bad = [one.at_s for one in self.answers.values() if one.reply is None or one.reply.code]
         return max(bad, default=0.0)
 
     def figures(self) -> dict[str, Any]:
-        """What the table of docs/reliability.md has of it."""
+        """The figures for the table of docs/reliability.md."""
         return {
             "requests": self.sent,
             "right": self.right,
@@ -230,7 +232,7 @@ class Load:
         }
 
 
-#: gRPC's name of a code's status.
+#: The gRPC status name of each error code.
 _GRPC = {
     "overloaded": "UNAVAILABLE",
     "not_ready": "UNAVAILABLE",
@@ -245,7 +247,7 @@ async def _called(during: Callable[[], Awaitable[Any]]) -> Any:
 
 
 def fates_of(answers: Sequence[Answered]) -> Counter[str]:
-    """How a server that lost nothing counted these."""
+    """The counts that a server must report for these answers."""
     found: Counter[str] = Counter()
     for one in answers:
         reply = one.reply

@@ -1,4 +1,4 @@
-"""Clients that go away, are slow, are many, or mean harm; the others must not feel it."""
+"""Clients that disconnect, are slow or many, or attack; the others must not be affected."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _MB = 2**20
 
 @contextlib.contextmanager
 def one_replica() -> Iterator[Server]:
-    """An ingress and a replica with the defaults of their limits, but shorter deadlines."""
+    """An ingress and a replica with default limits but shorter deadlines."""
     settings = [
         "replicas.num_cpus=1",
         "limits.request_timeout_s=20",
@@ -33,7 +33,7 @@ def one_replica() -> Iterator[Server]:
 
 
 async def clients_go(server: Server, scale: Scale) -> dict[str, Any]:
-    """Clients send a request and close the connection, before, while and after it is answered."""
+    """Clients send a request and disconnect before, during or after the answer."""
     before = server.stats()
 
     async def attack() -> Counter[str]:
@@ -60,7 +60,7 @@ async def clients_go(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def clients_read_slowly(server: Server, scale: Scale) -> dict[str, Any]:
-    """Clients ask for large answers, again and again on one connection, and read none."""
+    """Clients request large answers repeatedly on one connection, and read none of them."""
 
     async def attack() -> Counter[str]:
         texts = [text[:40] for text, _ in known_labels()] * 2
@@ -83,7 +83,7 @@ async def clients_read_slowly(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def clients_send_slowly(server: Server, scale: Scale) -> dict[str, Any]:
-    """A byte of a head or a body per second: each ends by its deadline, with 408 or 504."""
+    """Clients send one byte per second: each ends by its deadline, with 408 or 504."""
 
     async def slow(body: bool) -> str:
         reader, writer = await _connect(server)
@@ -116,8 +116,10 @@ async def clients_send_slowly(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def silent_connections(server: Server, scale: Scale) -> dict[str, Any]:
-    """As many connections as descriptors allow, from two addresses: none says a word, and the
-    server's own limit decides, not its descriptors: whoever asks something is served."""
+    """As many silent connections as descriptors allow, from two addresses.
+
+    The server's own limit is reached before its descriptors run out, so real requests are served.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wanted = min(scale.connections, hard - _OWN_DESCRIPTORS)
@@ -139,21 +141,21 @@ async def silent_connections(server: Server, scale: Scale) -> dict[str, Any]:
         return Counter(connections=len(opened))
 
     try:
-        # Where there is no room, connections that ask nothing are closed, and so may idle ones be.
+        # Without room, connections without a request are closed, which may include idle ones.
         load, seen = await _beside(server, scale, attack, connections_may_end=True)
     finally:
         for writer in opened:
             writer.transport.abort()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert load.right >= 0.9 * load.sent, load.figures()
-    # Those that are refused were opened too: the kernel takes them before the server looks.
+    # Refused connections were opened too: the kernel accepts them before the server does.
     assert seen["connections"] >= 0.9 * wanted, seen
     settled(server)
     return load.figures() | dict(seen)
 
 
 async def megabytes_of_zeros(server: Server, scale: Scale) -> dict[str, Any]:
-    """``{"inputs": [0, 0, ...]}`` of 2 MB, again and again: refused for what is wrong first."""
+    """``{"inputs": [0, 0, ...]}`` of 2 MB, repeatedly: refused at the first mistake."""
     body = b'{"inputs": [' + b"0," * (2 * _MB // 2 - 16) + b"0]}"
     return await _bodies(server, scale, [("/predict", body), ("/", body)], {"422", "413"})
 
@@ -166,7 +168,7 @@ async def a_million_words(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def flood(server: Server, scale: Scale) -> dict[str, Any]:
-    """12 connections of 512 texts at N=1 from one address: another's requests are served."""
+    """12 connections of one address with 512 texts each at N=1: another address is served."""
     quiet = await server.load(scale).run(scale.seconds)
     quiet.check()
     texts = [f"{text[:60]} {turn}" for turn, (text, _) in enumerate(known_labels() * 3)][:512]
@@ -190,7 +192,7 @@ async def _bodies(
 async def _attacked(
     server: Server, scale: Scale, bodies: list[tuple[str, bytes]], clients: int, pause_s: float
 ) -> tuple[Any, Counter[str]]:
-    """Clients beside others that send bodies again and again, each on a connection of its own."""
+    """Run clients beside attackers that send bodies repeatedly, each on its own connection."""
 
     async def one(index: int, seen: Counter[str]) -> None:
         for turn in _turns(scale.attackers_s):
@@ -223,7 +225,7 @@ async def _beside(
     *,
     connections_may_end: bool = False,
 ) -> tuple[Any, Counter[str]]:
-    """Clients of ours while an attack runs: each gets its own right answer, none is refused."""
+    """Run clients during an attack: each gets its own right answer, none is refused."""
     load = server.load(scale)
     seen: Counter[str] = Counter()
 
@@ -237,7 +239,7 @@ async def _beside(
 
 
 def _turns(seconds: float) -> Iterator[int]:
-    """Numbers until the time is up."""
+    """Count up until the time is over."""
     end = asyncio.get_running_loop().time() + seconds
     turn = 0
     while asyncio.get_running_loop().time() < end:

@@ -1,4 +1,4 @@
-"""Updates of a running application, and a node that goes: in a Ray of this process."""
+"""Updates of a running application, and the loss of a node, in a Ray started by this process."""
 
 import asyncio
 import contextlib
@@ -36,11 +36,11 @@ def _config(**changes: Any) -> ServeConfig:
 
 
 def _deploy(args: dict[str, Any], **replicas: Any) -> None:
-    """What ``serve deploy`` and KubeRay do with a changed file, and return at once.
+    """Deploy a changed file as ``serve deploy`` and KubeRay do, and return at once.
 
     Args:
-        args: of the application; a change replaces every process.
-        replicas: options of the engines' deployment; a change is taken over by those that run.
+        args: arguments of the application; a change replaces every process.
+        replicas: options of the engines' deployment; a change applies to the running engines.
     """
     settings = _config(**args).model_dump(mode="json", exclude_unset=True)
     application = {
@@ -69,7 +69,7 @@ def updatable() -> Iterator[Server]:
 
 
 async def rolling_update(server: Server, scale: Scale) -> dict[str, Any]:
-    """Changed settings of the engine: every process is replaced, one after another."""
+    """Change settings of the engine: every process is replaced, one after another."""
 
     async def update() -> None:
         before = server.engines()
@@ -85,7 +85,7 @@ async def rolling_update(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def update_in_place(server: Server, scale: Scale) -> dict[str, Any]:
-    """Another number of replicas, and how often they are looked at: those that run stay."""
+    """Change the number of replicas and the health check period: running replicas stay."""
     args: dict[str, Any] = {"engine__latency_target_ms": 70.0}
     await asyncio.to_thread(_deploy, args)
     await asyncio.sleep(1)
@@ -103,7 +103,7 @@ async def update_in_place(server: Server, scale: Scale) -> dict[str, Any]:
     return await broken(server, scale, update, timeout_s=_TIMEOUT_S, counted=False)
 
 
-#: The nodes of the last ``two_nodes``; ``node_removed`` takes one.
+#: The cluster of the last ``two_nodes``; ``node_removed`` removes one of its nodes.
 _clusters: list[Cluster] = []
 
 
@@ -138,7 +138,7 @@ async def node_removed(server: Server, scale: Scale) -> dict[str, Any]:
         await asyncio.to_thread(cluster.remove_node, node)
         await until_async(lambda: len(server.engines()) == 1, "one replica is left")
         await asyncio.sleep(scale.seconds)
-        # Ray sets a handler of a signal, which the main thread may do alone: the clients wait.
+        # Ray installs a signal handler, which only the main thread may do: the clients wait.
         cluster.add_node(**NODE, num_gpus=1)
         await until_async(lambda: len(server.engines()) == 2, "a replica on the new node", 120)
 

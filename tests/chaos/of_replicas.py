@@ -1,4 +1,4 @@
-"""Replicas and the ingress that die, stop, hang or run out of memory, under load."""
+"""Replicas and an ingress that die, stop, hang or run out of memory under load."""
 
 import asyncio
 import contextlib
@@ -12,17 +12,17 @@ from tests.chaos.entry import POISON
 from tests.chaos.expected import labels, tokens_of
 from tests.chaos.harness import Scale, Server, broken, running, settled, until_async
 
-#: How long a replica is stopped.
+#: Seconds for which a replica is stopped.
 STOPPED_S = 15.0
-#: What clients may see while a replica is not there, or does not answer.
+#: Errors that clients may see while a replica is gone or does not answer.
 LATE_OR_NOT_THERE = ["overloaded", "not_ready", "deadline_exceeded"]
-#: Requests of the scenarios below are late after this.
+#: Deadline of requests in the scenarios below.
 TIMEOUT_S = 8.0
 
 
 @contextlib.contextmanager
 def two_replicas() -> Iterator[Server]:
-    """One ingress before two replicas that can be made to fail."""
+    """One ingress in front of two replicas that can be made to fail."""
     settings = [
         "replicas.num_replicas=2",
         "replicas.num_cpus=0.5",
@@ -54,7 +54,7 @@ async def replica_stopped(server: Server, scale: Scale) -> dict[str, Any]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGCONT)
-        # Ray may have replaced it, or it goes on.
+        # Ray may have replaced it, or it has resumed.
         await until_async(lambda: len(server.engines()) == 2, "two replicas answer again")
 
     return await broken(server, scale, stop, timeout_s=TIMEOUT_S, allowed=LATE_OR_NOT_THERE)
@@ -65,7 +65,7 @@ async def forward_hangs(server: Server, scale: Scale) -> dict[str, Any]:
         victim = server.engines()[0]
         file = server.folder / f"hang-{victim}"
         file.touch()
-        # It answers its health checks all the while; that its forward does not end is noticed.
+        # It still answers health checks, but they notice that its forward does not end.
         await until_async(lambda: _replaced(server, victim), "another replica took its place")
 
     return await broken(server, scale, hang, timeout_s=TIMEOUT_S, allowed=LATE_OR_NOT_THERE)
@@ -89,7 +89,7 @@ async def ingress_killed(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def poisoned_input(server: Server, scale: Scale) -> dict[str, Any]:
-    """Texts that no forward survives come among the others, over every door."""
+    """Send texts whose forward fails among the others, over every door."""
     before = server.stats()
     (server.folder / "poison").write_text(" ".join(map(str, tokens_of(POISON))))
     load = server.load(scale, timeout_s=TIMEOUT_S)
@@ -108,7 +108,7 @@ async def poisoned_input(server: Server, scale: Scale) -> dict[str, Any]:
         await load.run(2 * scale.seconds, poison)
     finally:
         (server.folder / "poison").unlink()
-    # Nobody's text fails but its own.
+    # Only the poisoned texts fail.
     load.check()
     failed = server.stats()["requests"]["fates"]["failed"] - before["requests"]["fates"]["failed"]
     assert failed == 9, failed
@@ -117,7 +117,7 @@ async def poisoned_input(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def gpu_out_of_memory(server: Server, scale: Scale) -> dict[str, Any]:
-    """Forwards of more than two rows fail for want of memory: they go on in halves."""
+    """Forwards of more than two rows run out of memory: they are retried in halves."""
     before = server.stats()
     load = server.load_at(2 * scale.rate, timeout_s=TIMEOUT_S)
     (server.folder / "memory").write_text("2")
@@ -131,7 +131,7 @@ async def gpu_out_of_memory(server: Server, scale: Scale) -> dict[str, Any]:
 
 
 async def gpu_broken(server: Server, scale: Scale) -> dict[str, Any]:
-    """Every forward fails, as after an error that a process cannot get over: it is replaced."""
+    """Every forward fails, as after an unrecoverable error of a process: it is replaced."""
 
     async def fail() -> None:
         replicas = server.engines()

@@ -1,4 +1,4 @@
-"""Figures of ``make chaos`` in, one file of results and the tables of docs/reliability.md out."""
+"""Writes the figures of ``make chaos`` to the results file and docs/reliability.md."""
 
 import json
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ _MB = 2**20
 
 
 class Results:
-    """What was seen, by part and name; what is not run again stays."""
+    """Results by part and name; results of parts that are not run again stay."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
 
     def add(self, part: str, name: str, figures: Mapping[str, Any]) -> None:
-        """Note one, at once: a run that is ended loses nothing."""
+        """Add one result and write it at once, so that an interrupted run loses nothing."""
         self._found["machine"] = describe()
         when = datetime.now(UTC).strftime("%Y-%m-%d")
         self._found.setdefault(part, {})[name] = {"date": when, **figures}
@@ -31,13 +31,13 @@ class Results:
         self._file.write_text(json.dumps(self._found, indent=1) + "\n")
 
     def write_docs(self) -> None:
-        """The page's tables, where the results are the committed ones."""
+        """Update the page's tables, if these are the committed results."""
         if self._file == RESULTS and PAGE.exists():
             PAGE.write_text(with_tables(PAGE.read_text(), self._found))
 
 
 def with_tables(page: str, found: Mapping[str, Any]) -> str:
-    """The page with the tables of these results."""
+    """The page with its tables replaced by those of the results."""
     for name, table in (("scenarios", scenarios(found)), ("soaks", soaks(found))):
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = page.partition(start)
@@ -47,7 +47,7 @@ def with_tables(page: str, found: Mapping[str, Any]) -> str:
 
 
 def scenarios(found: Mapping[str, Any]) -> str:
-    """One row for each scenario."""
+    """The table with one row for each scenario."""
     rows = [
         "| scenario | what happens | what the others get | requests | right | errors | "
         "p50, p99 ms | kept |",
@@ -77,7 +77,7 @@ def _figures(seen: Mapping[str, Any]) -> list[str]:
 
 
 def soaks(found: Mapping[str, Any]) -> str:
-    """One row for each runtime."""
+    """The table with one row for each runtime."""
     rows = [
         "| runtime | minutes | requests per s | right | errors | memory MB, first to last | "
         "descriptors | threads | flat | Ray's own and all, MB |",

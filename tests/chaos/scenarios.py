@@ -1,4 +1,4 @@
-"""Every scenario: what it breaks, which server it breaks, and what is promised."""
+"""Every scenario: what it breaks, on which server, and what is guaranteed."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -16,11 +16,11 @@ class Scenario:
     """One failure.
 
     Attributes:
-        name: for --only.
-        what: happens, for the table.
-        promise: what others than those at fault see.
-        run: breaks it under load, checks every answer and gives figures.
-        place: what is broken; scenarios of one place share a server.
+        name: name for --only.
+        what: what happens, for the table.
+        promise: what clients see that are not at fault.
+        run: breaks the server under load, checks every answer and returns figures.
+        place: starts the server; scenarios with the same place share it.
     """
 
     name: str

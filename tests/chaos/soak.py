@@ -1,11 +1,12 @@
-"""An hour at 80% of capacity: what the processes hold must not grow.
+"""An hour at 80% of capacity: memory, descriptors and threads of the processes must not grow.
 
-Every ten seconds a line of JSON, so that a run that is ended early still has what it saw.
+A sample is written every ten seconds as a line of JSON, so an interrupted run keeps its samples.
 """
 
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,19 +19,22 @@ from tests.chaos.harness import Server, running, settled
 from tests.chaos.load import Load
 
 SAMPLE_EVERY_S = 10.0
-#: Clients are counted and checked anew so often.
+#: Clients are counted and checked once per window.
 WINDOW_S = 60.0
-#: Of the measured capacity.
+#: Load as a share of the measured capacity.
 SHARE = 0.8
-#: Growth before this is warming up: pools, arenas, shapes that are compiled.
+#: Growth before this is warm-up: pools, arenas, compilation of shapes.
 WARM_S = 600.0
-#: What may be grown by between then and the end, by the line through all samples and from the first
-#: minute to the last: so much of what was there first, or so much at all.
+#: Allowed growth between then and the end, both by a line through all samples and from the first
+#: minute to the last: this share of the first value, or at least this amount.
 GROWTH_SHARE = 0.05
 LEAST_GROWTH = {"rss": 30 * 2**20, "descriptors": 128, "threads": 4}
-#: In the names that Ray gives the processes of deployments: ingress and engine.
+#: Part of the names that Ray gives to processes of deployments, which are ingress and engine.
 _SERVING = "ServeReplica:"
-#: Samples of a minute.
+#: Capacity is measured again while it grows by this factor, up to this many times.
+_STILL_WARMING = 1.05
+_MOST_WARM_UPS = 6
+#: Samples in a minute.
 _A_MINUTE = 6
 SETTINGS = {
     "torch": ["engine.runtime=torch"],
@@ -38,18 +42,22 @@ SETTINGS = {
 }
 
 
-async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier) -> dict[str, Any]:
-    """Serve for so long, and judge what was sampled into ``file``.
+async def soak(
+    runtime: str, minutes: float, file: Path, ready: asyncio.Barrier, cores: set[int]
+) -> dict[str, Any]:
+    """Serve for ``minutes`` and judge the samples written to ``file``.
 
     Args:
         runtime: a key of ``SETTINGS``.
-        minutes: how long, without the start and the measuring of capacity.
-        file: of samples; lines are added.
-        ready: of all soaks that run at once: each is measured while the others are.
+        minutes: duration, without the start and the measurement of capacity.
+        file: file of samples; lines are appended.
+        ready: shared by all soaks that run at once, so that they measure capacity together.
+        cores: that the server may run on. Servers that share cores wait for each other's threads
+            in the middle of a forward, which costs most of their capacity.
     """
     with contextlib.ExitStack() as stack:
         try:
-            server = await asyncio.to_thread(stack.enter_context, running(SETTINGS[runtime]))
+            server = await asyncio.to_thread(_start, stack, SETTINGS[runtime], cores)
         except BaseException:
             await ready.abort()
             raise
@@ -60,8 +68,7 @@ async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier)
 
         load = server.load_at(1.0, every_second_elastic=True)
         await ready.wait()
-        await load.capacity(10.0)
-        capacity = await load.capacity(30.0)
+        capacity = await _warm_capacity(load)
         rate = SHARE * capacity
         note(kind="start", runtime=runtime, capacity=capacity, rate=rate, at=time.time())
         began_s = time.monotonic()
@@ -83,10 +90,30 @@ async def soak(runtime: str, minutes: float, file: Path, ready: asyncio.Barrier)
     return verdict(file)
 
 
-def _broken_promise(window: Load) -> str | None:
-    """What went wrong, where the soak goes on all the same."""
+def _start(stack: contextlib.ExitStack, settings: Sequence[str], cores: set[int]) -> Server:
+    """A server whose processes inherit the cores of this thread."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
     try:
-        # On a machine that others use too, a burst may find no room; nothing else may happen.
+        return stack.enter_context(running(settings))
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def _warm_capacity(load: Load) -> float:
+    """Requests per second when warm; at first, code is compiled for each shape."""
+    capacity = 0.0
+    for _ in range(_MOST_WARM_UPS):
+        before, capacity = capacity, await load.capacity(30.0)
+        if capacity < _STILL_WARMING * before:
+            break
+    return capacity
+
+
+def _broken_promise(window: Load) -> str | None:
+    """What went wrong in a window; the soak continues all the same."""
+    try:
+        # On a shared machine a burst may find no room; nothing else may happen.
         window.check(allowed=["overloaded", "deadline_exceeded"])
     except AssertionError as error:
         return str(error)
@@ -101,7 +128,7 @@ async def _sample(server: Server, began_s: float, note: Any) -> None:
 
 
 def _look(server: Server) -> dict[str, Any]:
-    """What each process of the server holds now, by its name; and the sums."""
+    """The current memory, descriptors and threads of each process of the server, and the sums."""
     each = []
     for process in server.processes():
         try:
@@ -131,7 +158,7 @@ def _sum(each: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def verdict(file: Path) -> dict[str, Any]:
-    """Whether what the lines of a soak tell is flat, of muxserve's processes and of all."""
+    """Whether the samples of a soak are flat, for muxserve's processes and for all."""
     lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
     (start, *_) = (line for line in lines if line["kind"] == "start")
     samples = [line for line in lines if line["kind"] == "sample"]
@@ -159,14 +186,14 @@ def verdict(file: Path) -> dict[str, Any]:
         **found,
         "same_processes": same,
         "failures": failures,
-        # Ray's own processes are told too; what is promised is of those that serve.
+        # Ray's own processes are reported too, but the guarantee covers only those that serve.
         "flat": all(one["flat"] for one in found["serving"].values()),
         "kept": all(one["flat"] for one in found["serving"].values()) and same and not failures,
     }
 
 
 def growth(samples: Sequence[Mapping[str, Any]], scope: str, what: str) -> dict[str, Any]:
-    """How much a figure grew, by the line through it and from its first minute to its last."""
+    """How much a figure grew, by a line through it and from its first minute to its last."""
     times = [one["at_s"] for one in samples]
     values = [one[scope][what] for one in samples]
     first = statistics.fmean(values[:_A_MINUTE])

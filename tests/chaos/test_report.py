@@ -1,4 +1,4 @@
-"""The page has the committed figures, and a soak's verdict sees growth."""
+"""The page has the committed figures, and the verdict of a soak detects growth."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_a_line_that_was_being_written_when_it_ended_is_left_out(tmp_path):
 
 
 def _soak(folder, rss):
-    """Lines of an hour whose memory is as told, by minute."""
+    """The samples of an hour whose memory is ``rss(minute)``."""
     file = folder / "soak.jsonl"
     window = {"requests": 60, "right": 60, "errors": {}, "p50_ms": 1.0, "p99_ms": 2.0}
     lines = [{"kind": "start", "runtime": "torch", "capacity": 1.0, "rate": 0.8}]

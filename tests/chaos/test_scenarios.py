@@ -1,4 +1,4 @@
-"""Every scenario, in short: others notice of what it breaks no more than is promised."""
+"""Every scenario, in its short form: other clients see no more of a failure than is promised."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 class Places:
-    """The server that is being broken; one at a time, because they share the cores."""
+    """The server that is being broken; only one at a time, because servers share the cores."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -46,6 +46,6 @@ def test_others_get_what_is_promised(scenario: Scenario, places: Places):
     try:
         figures = asyncio.run(scenario.run(server, SHORT))
     except BaseException:
-        places.close()  # the next one gets a server that is well
+        places.close()  # the next scenario gets a new server
         raise
     assert figures["right"]

@@ -1,11 +1,10 @@
 """The drain time that autoscaling goes by: of the line at the widest N that each text allows."""
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from muxserve import Engine
 from muxserve.engine.config import EngineConfig
@@ -14,27 +13,11 @@ from muxserve.engine.request import Request, RequestOptions
 from muxserve.models.family import Family
 from tests.engine.simulated_times import linear_times
 from tests.engine.test_workers import BOUND_S, Recorder
+from tests.engine.texts import Text, lists_of_texts
 
 WIDTHS = [1, 2, 5]
 TIMES = linear_times()
-
-
-@dataclass(frozen=True)
-class Text:
-    length: int
-    max_num_instances: int | None = None
-    isolation_key: str | None = None
-
-
-TEXTS = st.lists(
-    st.builds(
-        Text,
-        st.integers(1, 64),
-        st.sampled_from([None, 1, 2, 5]),
-        st.sampled_from([None, None, "a", "b", "c"]),
-    ),
-    max_size=100,
-)
+TEXTS = lists_of_texts([None, 1, 2, 5], [None, None, "a", "b", "c"], min_size=0, max_size=100)
 
 
 def test_an_empty_line_takes_no_time():

@@ -1,7 +1,6 @@
 """The policy: accuracy first, width when the line asks for it."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -11,29 +10,12 @@ from muxserve.engine import policy
 from muxserve.engine.policy import DRAIN_SHARE, Choice, decide
 from muxserve.engine.slots import plan
 from tests.engine.simulated_times import linear_times
+from tests.engine.texts import Text, lists_of_texts
 
 WIDTHS = [1, 2, 5]
 TIMES = linear_times()
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=300)
-
-
-@dataclass(frozen=True)
-class Text:
-    length: int
-    max_num_instances: int | None = None
-    isolation_key: str | None = None
-
-
-TEXTS = st.lists(
-    st.builds(
-        Text,
-        st.integers(1, 64),
-        st.sampled_from([None, None, 1, 2, 3, 5]),
-        st.sampled_from([None, None, *"abcdefgh"]),
-    ),
-    min_size=1,
-    max_size=200,
-)
+TEXTS = lists_of_texts([None, None, 1, 2, 3, 5], [None, None, *"abcdefgh"], max_size=200)
 
 
 def choose(lengths: list[int], *args, **options) -> Choice:

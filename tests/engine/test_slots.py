@@ -1,7 +1,5 @@
 """The planner: the oldest goes, near lengths join, free slots repeat, keys keep apart."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,28 +7,11 @@ from hypothesis import strategies as st
 
 from muxserve.engine.slots import allowed_width, plan, unplan
 from tests.engine.simulated_times import linear_times
+from tests.engine.texts import Text, lists_of_texts
 
 WIDTHS = [1, 2, 5]
 TIMES = linear_times()
-
-
-@dataclass(eq=False)
-class Text:
-    length: int
-    max_num_instances: int | None = None
-    isolation_key: str | None = None
-
-
-TEXTS = st.lists(
-    st.builds(
-        Text,
-        st.integers(1, 64),
-        st.sampled_from([None, None, 1, 2, 5]),
-        st.sampled_from([None, None, "a", "b"]),
-    ),
-    min_size=1,
-    max_size=80,
-)
+TEXTS = lists_of_texts([None, None, 1, 2, 5], [None, None, "a", "b"], max_size=80)
 N = st.sampled_from(WIDTHS)
 
 

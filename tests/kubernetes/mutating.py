@@ -78,10 +78,6 @@ def renamed(old: str, new: str) -> Change:
     return change
 
 
-def doubled(docs: list[Doc]) -> None:
-    docs.append(find(docs, "ServiceAccount", "muxserve"))
-
-
 def assert_told(rule: str, overlay: str, change: Change, told: list[str]) -> None:
     """The rule is kept before the change, and after it tells of it."""
     docs = render(overlay)

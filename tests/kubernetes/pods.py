@@ -1,4 +1,4 @@
-"""Pod templates in any document, with the labels that KubeRay adds to its own."""
+"""Pod templates in any document, with what KubeRay adds to its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ class Pod:
         labels: of the running pod.
         spec: of the pod.
         ray: head or worker, of a Ray cluster; else None.
+        added: containers that KubeRay puts beside those of the template.
     """
 
     owner: str
@@ -24,13 +25,14 @@ class Pod:
     labels: dict[str, str]
     spec: dict[str, Any]
     ray: str | None = None
+    added: tuple[Doc, ...] = ()
 
     @property
     def where(self) -> str:
         return f"{self.owner}: {self.path}.spec"
 
     def containers(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(where, container) of each, those at the start included."""
+        """(where, container) of each in the template, those at the start included."""
         for key in ("initContainers", "containers"):
             for index, container in enumerate(self.spec.get(key, [])):
                 yield f"{self.where}.{key}[{index}]", container
@@ -70,11 +72,21 @@ def _pods(doc: Doc) -> Iterator[Pod]:
                 "app.kubernetes.io/created-by": "kuberay-operator",
                 **template.get("metadata", {}).get("labels", {}),
             }
-            yield Pod(title(doc), f"{path}.template", labels, template["spec"], kind)
+            added = (_autoscaler(doc),) if kind == "head" else ()
+            yield Pod(title(doc), f"{path}.template", labels, template["spec"], kind, added)
     elif doc["kind"] in {"Deployment", "StatefulSet", "Job"}:
         template = doc["spec"]["template"]
         labels = template.get("metadata", {}).get("labels", {})
         yield Pod(title(doc), "spec.template", labels, template["spec"])
+
+
+def _autoscaler(service: Doc) -> Doc:
+    """The container of Ray's autoscaler, which KubeRay starts in the head's pod."""
+    cluster = service["spec"]["rayClusterConfig"]
+    options = cluster.get("autoscalerOptions", {})
+    image = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    own = ("image", "imagePullPolicy", "env", "resources", "securityContext", "volumeMounts")
+    return {"name": "autoscaler", "image": image, **{k: options[k] for k in own if k in options}}
 
 
 def as_document(pod: Pod) -> Doc:
@@ -83,6 +95,6 @@ def as_document(pod: Pod) -> Doc:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": pod.labels},
-        "spec": pod.spec,
+        "metadata": {"name": f"{name}-{pod.ray}", "labels": pod.labels},
+        "spec": {**pod.spec, "containers": [*pod.spec["containers"], *pod.added]},
     }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from muxserve import __version__
-from tests.kubernetes.pods import Pod, pods_of, ray_groups
+from tests.kubernetes.pods import Pod, pods_of
 from tests.kubernetes.rendering import ROOT, Doc, of_kind, title
 from tests.kubernetes.rules_pods import quantity
 
@@ -53,17 +53,6 @@ def versions_agree(docs: list[Doc]) -> list[str]:
     if len(images) > 1:
         problems.append(f"RayService: spec.rayClusterConfig: head and workers differ: {images}")
     return problems
-
-
-def start_parameters_are_texts(docs: list[Doc]) -> list[str]:
-    """KubeRay's rayStartParams are texts: a bare number is refused."""
-    return [
-        f"{title(doc)}: {path}.rayStartParams.{name}: {value!r} is not a text"
-        for doc in of_kind(docs, "RayService")
-        for _, path, group in ray_groups(doc)
-        for name, value in group.get("rayStartParams", {}).items()
-        if not isinstance(value, str)
-    ]
 
 
 def head_runs_no_replica(docs: list[Doc]) -> list[str]:

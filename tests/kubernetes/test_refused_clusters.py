@@ -32,12 +32,6 @@ MUTATIONS: list[Mutation] = [
         [f"{CONTAINER}.image", "2.59.0"],
     ),
     (
-        "start_parameters_are_texts",
-        "cpu",
-        put(f"{WORKERS}.rayStartParams.num-cpus", 4),
-        [f"RayService/muxserve: {WORKERS}.rayStartParams.num-cpus", "4"],
-    ),
-    (
         "head_runs_no_replica",
         "cpu",
         put(f"{CLUSTER}.headGroupSpec.rayStartParams.num-cpus", "2"),

@@ -33,5 +33,6 @@ def test_stages_add_up_to_the_whole_request():
     assert sum(stages.values()) == pytest.approx(90)
 
 
-def test_a_server_that_tells_no_stages_has_none():
+def test_a_server_that_tells_no_stages_or_answered_no_texts_has_none():
+    assert stages_ms(Look.of(LAST), Look.of(LAST)) is None
     assert stages_ms(Look.of({}), Look.of({"engines": []})) is None

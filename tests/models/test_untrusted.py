@@ -473,7 +473,7 @@ def test_nothing_reads_a_config_or_a_tokenizer_but_what_checks_it():
         if re.search(r"Tokenizer\.from_file|AutoConfig\.from_pretrained", file.read_text())
     }
     # What an export wrote of a checked family, and a benchmark of a model that it wrote itself.
-    assert unchecked == {"triton/runtime/tokenizer_model.py", "bench/plain_model.py"}
+    assert unchecked == {"triton/runtime/tokenizer_model.py", "loadtest/servers/plain_model.py"}
 
 
 COMMANDS = [

@@ -1,7 +1,8 @@
-"""Rules and dashboards in, what is wrong with them out; each problem names the rule or panel."""
+"""Rules and dashboards in, their problems out; each problem names the rule or panel."""
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from tests.monitoring.queries import ROOT, Doc, Query, alerts, all_rules, metrics_of
 
@@ -11,7 +12,7 @@ _UNITS = {"s", "cps", "reqps", "percent", "percentunit", "short", "bytes", "mbyt
 
 
 def unparsed(queries: Iterable[Query]) -> list[str]:
-    """Expressions that are no PromQL, or hold a variable that nothing was put for."""
+    """Expressions that are not PromQL, or still contain a variable."""
     problems = []
     for query in queries:
         if "$" in query.expr:
@@ -25,7 +26,7 @@ def unparsed(queries: Iterable[Query]) -> list[str]:
 
 
 def missing(queries: Iterable[Query], known: set[str]) -> list[str]:
-    """Metrics that are named and do not exist."""
+    """Metrics that are used but do not exist."""
     return [
         f"{query.where}: there is no metric {name}"
         for query in queries
@@ -34,7 +35,7 @@ def missing(queries: Iterable[Query], known: set[str]) -> list[str]:
 
 
 def incomplete_alerts(spec: Doc) -> list[str]:
-    """Alerts without what whoever is woken needs."""
+    """Alerts that lack what the person on call needs."""
     problems = []
     for alert in alerts(spec):
         name, annotations = alert["alert"], alert.get("annotations", {})
@@ -48,13 +49,13 @@ def incomplete_alerts(spec: Doc) -> list[str]:
             if not annotations.get(key)
         ]
         page, _, anchor = annotations.get("runbook_url", "").partition("#")
-        if page and anchor not in _anchors(page):
+        if page and anchor not in anchors(page):
             problems.append(f"{name}: annotations.runbook_url: {page} has no section {anchor!r}")
     return problems
 
 
-def _anchors(page: str) -> set[str]:
-    """Anchors of the headings of a page of the project."""
+def anchors(page: str | Path) -> set[str]:
+    """The anchors of a page's headings."""
     file = ROOT / page
     if not file.is_file():
         return set()
@@ -63,7 +64,7 @@ def _anchors(page: str) -> set[str]:
 
 
 def unrecorded(queries: Iterable[Query], spec: Doc) -> list[str]:
-    """Recorded series that are read and that no rule records."""
+    """Recorded series that are read but not recorded by any rule."""
     recorded = {rule["record"] for rule in all_rules(spec) if "record" in rule}
     return [
         f"{query.where}: no rule records {name}"
@@ -74,7 +75,7 @@ def unrecorded(queries: Iterable[Query], spec: Doc) -> list[str]:
 
 
 def badly_drawn(dashboards: dict[str, Doc]) -> list[str]:
-    """Dashboards that do not work where they are put, or say too little."""
+    """Dashboards that do not work where they are deployed, or say too little."""
     problems = []
     for name, content in dashboards.items():
         variables = {one["name"] for one in content["templating"]["list"]}

@@ -1,4 +1,4 @@
-"""A Prometheus server of a test's own: it scrapes one port, evaluates the rules, and is asked."""
+"""A Prometheus server for tests: it scrapes one port, evaluates the rules and answers queries."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ from tests.ray_serve import BOUND_S, until
 
 
 def tool(name: str) -> str:
-    """Where a program of Prometheus is; a test without it fails."""
+    """The path of a Prometheus program; a test fails without it."""
     path = shutil.which(name)
     if path is None:
         pytest.fail(
@@ -29,7 +29,7 @@ def tool(name: str) -> str:
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run promtool; its output is in one."""
+    """Run promtool, with stdout and stderr combined."""
     return subprocess.run(
         [tool("promtool"), *arguments],
         stdout=subprocess.PIPE,
@@ -42,7 +42,7 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A server that answers."""
+    """A running server."""
 
     url: str
 
@@ -52,36 +52,36 @@ class Prometheus:
         return answer["data"]
 
     def names(self) -> set[str]:
-        """Metrics that it has."""
+        """The names of its metrics."""
         return set(self._get("label/__name__/values"))
 
     def query(self, expr: str) -> list[Any]:
-        """Samples of an expression now."""
+        """The current samples of an expression."""
         result: list[Any] = self._get("query", query=expr)["result"]
         return result
 
     def value(self, expr: str) -> float:
-        """The one sample of an expression now; 0 where there is none."""
+        """The current single sample of an expression; 0 if there is none."""
         result = self.query(expr)
         return float(result[0]["value"][1]) if result else 0.0
 
     def is_scraping(self) -> bool:
-        """Whether every target answered."""
+        """Whether every target answers."""
         targets = self._get("targets")["activeTargets"]
         return bool(targets) and all(one["health"] == "up" for one in targets)
 
 
 @contextmanager
 def prometheus(folder: Path, port: int, rules: Doc, namespace: str) -> Iterator[Prometheus]:
-    """A server that scrapes a port of this machine every second.
+    """Run a server that scrapes a port of this machine every second.
 
     Args:
-        folder: for its files; empty.
+        folder: empty folder for its files.
         port: of the metrics.
         rules: content of a rule file.
         namespace: label of all that is scraped, as prometheus-operator sets it.
     """
-    # The rules as they are, looked at every second instead of every minute.
+    # The rules as they are, but evaluated every second instead of every minute.
     groups = [{**group, "interval": "1s"} for group in rules["groups"]]
     (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
     target = {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": namespace}}

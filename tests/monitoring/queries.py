@@ -1,4 +1,4 @@
-"""The component's files in, every PromQL expression in them out, and the names of their metrics."""
+"""Reads every PromQL expression of the component's files, and the names of its metrics."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 COMPONENT = ROOT / "k8s" / "components" / "monitoring"
-#: What Grafana puts for variables that a dashboard does not define, or that match everything.
+#: Values for Grafana's built-in variables, and for those of the dashboards.
 _VARIABLES = {"$__rate_interval": "1m", "$namespace": ".*", "$application": ".*"}
 
 Doc = dict[str, Any]
@@ -22,7 +22,7 @@ class Query:
     """A PromQL expression.
 
     Attributes:
-        where: the rule, or the dashboard and panel, that it is of.
+        where: its rule, or its dashboard and panel.
         expr: as Prometheus is asked.
     """
 
@@ -31,7 +31,7 @@ class Query:
 
 
 def rules() -> Doc:
-    """The spec of the PrometheusRule, which is what a rule file of Prometheus holds."""
+    """The spec of the PrometheusRule, which has the format of a Prometheus rule file."""
     spec: Doc = yaml.safe_load((COMPONENT / "rules.yaml").read_text())["spec"]
     return spec
 
@@ -59,7 +59,7 @@ def of_rules(spec: Doc) -> list[Query]:
 
 
 def of_dashboards(found: dict[str, Doc]) -> list[Query]:
-    """With a value for each variable."""
+    """The expressions of dashboards, with a value for each variable."""
     return [
         Query(f"{name}: {panel['title']}", substituted(target["expr"]))
         for name, content in found.items()
@@ -75,10 +75,10 @@ def substituted(expr: str) -> str:
 
 
 def metrics_of(expr: str) -> set[str]:
-    """Names of the metrics that an expression reads.
+    """The names of the metrics that an expression reads.
 
     Raises:
-        ValueError: it is no PromQL.
+        ValueError: it is not PromQL.
     """
     names: set[str] = set()
 

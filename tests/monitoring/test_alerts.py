@@ -1,4 +1,4 @@
-"""Alerts and recorded series, by promtool: each alert fires on bad traffic, none on good."""
+"""Alerts and recorded series, tested by promtool: each alert fires on bad traffic, none on good."""
 
 import copy
 import shutil
@@ -17,7 +17,7 @@ CASES = Path(__file__).with_name("alerts.yaml")
 
 
 def write(spec: Doc, folder: Path) -> Path:
-    """Rules and their unit tests as promtool wants them: side by side."""
+    """Write the rules and their unit tests side by side, as promtool expects them."""
     (folder / "rules.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     shutil.copy(CASES, folder)
     return folder
@@ -63,7 +63,7 @@ def test_every_expression_of_the_rules_parses():
     assert not unparsed(of_rules(rules()))
 
 
-# Each check, on rules that are not right
+# Each check, on wrong rules
 
 
 @pytest.mark.parametrize("name", [one["alert"] for one in alerts(rules())])

@@ -1,4 +1,4 @@
-"""The component as kubectl renders it in an overlay; every rule for manifests looks at it too."""
+"""The component as kubectl renders it in an overlay; every manifest rule checks it too."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Dashboards: what the generator writes, PromQL, units and variables."""
+"""Dashboards: the generator's output, PromQL, units and variables."""
 
 import copy
 import importlib.util
@@ -50,7 +50,7 @@ def test_every_panel_says_what_it_shows_in_which_unit():
     assert not badly_drawn(dashboards())
 
 
-# Each check, on dashboards that are not right
+# Each check, on wrong dashboards
 
 
 def test_metrics_are_found_wherever_they_stand_in_an_expression():

@@ -1,8 +1,8 @@
-"""A real Prometheus scrapes a live application: every metric that is named exists, and is right.
+"""A real Prometheus scrapes a live application: every metric that is used exists and is right.
 
-The shipped sentiment family with a short line, so that texts are refused; with texts that wait for
-every N, and requests that come too late. One Ray node without a GPU: what only a GPU has is looked
-up in Ray's own table of metrics.
+The application is the shipped sentiment family with a short line, so that texts are refused. It
+gets texts at every N, and requests past their deadline. The Ray node has no GPU: GPU metrics are
+looked up in Ray's own table of metrics.
 """
 
 import threading
@@ -26,19 +26,19 @@ from tests.ray_serve import BOUND_S, ray_serve, until
 
 pytestmark = [pytest.mark.monitoring, pytest.mark.ray, pytest.mark.timeout(280)]
 
-#: Ray gives these on nodes with a GPU only.
+#: Ray exports these only on nodes with a GPU.
 ON_A_GPU = {"ray_node_gpus_utilization", "ray_node_gram_used"}
 TEXT = "A moving, beautifully shot film, number {}."
 SETTINGS = {
     "family": "sentiment",
-    # A target that no forward meets: whatever waits makes N wide.
+    # No forward meets this target, so any line makes N wide.
     "engine": {"warm_up_s": 2, "max_waiting_texts": 24, "latency_target_ms": 1},
     "ingress": {"max_waiting_texts": 64},
 }
 
 
 class Load:
-    """Clients that ask without a pause, for eight texts at a time."""
+    """Clients that send requests without a pause, with eight texts each."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -60,7 +60,7 @@ class Load:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, str]]:
-    """Prometheus, and the URL of the application; both have seen all kinds of traffic."""
+    """Prometheus and the application's URL, after all kinds of traffic."""
     port = free_port()
     folder: Path = tmp_path_factory.mktemp("prometheus")
     with (
@@ -76,7 +76,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus,
             running = [clients.submit(load.run, client) for client in range(16)]
             try:
                 until(lambda: 503 in load.statuses, "texts are refused")
-                # Until one finds room: in a full ingress it is refused before it is late.
+                # Retried until one finds room: a full ingress refuses it before it is late.
                 until(
                     lambda: httpx.post(f"{url}/predict", json=late).status_code == 504,
                     "a text is late",
@@ -92,7 +92,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus,
         yield server, url
 
 
-#: What the traffic above leads to.
+#: Expressions that the traffic above makes positive.
 SEEN = (
     "sum(muxserve:answered_texts:rate5m)",
     "sum(muxserve:shed_texts:rate5m)",
@@ -120,7 +120,7 @@ def test_a_metric_that_does_not_exist_is_found(live):
 
 
 def test_every_panel_and_rule_draws_something(live):
-    """Names alone would not show labels that do not exist."""
+    """Checking names alone would miss labels that do not exist."""
     server, _ = live
     quiet = {
         one["alert"] for group in rules()["groups"] for one in group["rules"] if "alert" in one
@@ -132,7 +132,7 @@ def test_every_panel_and_rule_draws_something(live):
 
 
 def test_every_series_of_the_ingress_is_one_of_rays_too_with_the_same_value(live):
-    """Once nothing is under way, both say the same."""
+    """Once no request is under way, both report the same values."""
     server, url = live
     own: dict[str, float] = {}
     for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from muxserve.engine.stats import EngineStats
 from muxserve.planning.simulation import Phase, Replicas, Simulated, poisson_arrivals, simulate
 from muxserve.serving.demand import DemandMeter
-from muxserve.serving.ray.autoscaling import Pending, Scaling, decide, seen_by
+from muxserve.serving.ray.autoscaling import Pending, Scaling, seen_by, target_replicas
 from tests.engine.simulated_times import linear_times
 
 #: A slow engine, so that half an hour takes seconds: about 4 texts/s at N=1 and 20 at N=5.
@@ -44,7 +44,9 @@ class Scaled:
             for name in measured[0][1]:
                 values = [values[name] for _, values in measured]
                 metrics.setdefault(name, {})[number] = sum(values) / len(values)
-        wanted, self._pending = decide(seen_by(asked, metrics), self.scaling, self._pending, now_s)
+        wanted, self._pending = target_replicas(
+            seen_by(asked, metrics), self.scaling, self._pending, now_s
+        )
         return wanted
 
 

@@ -22,9 +22,9 @@ from muxserve.serving.ray.autoscaling import (
     BUSY_WITH_FEWER,
     Scaling,
     Seen,
-    decide,
     needed,
     seen_by,
+    target_replicas,
 )
 from tests.serving.simulated_scaling import ONE_AT_WIDEST, scaled
 
@@ -87,7 +87,7 @@ def follow(scaling: Scaling, moments: list[tuple[float, float, float]], replicas
     pending, history = None, []
     for now_s, drain_s, load in moments:
         measured = seen(replicas, drain_s, load)
-        replicas, pending = decide(measured, scaling, pending, now_s)
+        replicas, pending = target_replicas(measured, scaling, pending, now_s)
         history.append((now_s, needed(measured, scaling), replicas))
     return history
 
@@ -120,8 +120,11 @@ def test_none_is_added_for_a_line_that_will_be_gone_before_it_could_go_again():
 
 
 def test_bounds_that_were_changed_hold_at_once():
-    assert decide(seen(1), replace(SCALING, min_replicas=3), None, 0.0) == (3, None)
-    assert decide(seen(9, load=8.0), replace(SCALING, max_replicas=4), None, 0.0) == (4, None)
+    assert target_replicas(seen(1), replace(SCALING, min_replicas=3), None, 0.0) == (3, None)
+    assert target_replicas(seen(9, load=8.0), replace(SCALING, max_replicas=4), None, 0.0) == (
+        4,
+        None,
+    )
 
 
 LEVELS = st.floats(0, 20, allow_subnormal=False)
@@ -389,7 +392,7 @@ def test_nothing_is_left_where_nothing_comes_and_none_is_allowed():
 
 
 def test_the_policy_reaches_the_controller_without_muxserve_or_torch():
-    """Ray pickles it by value; a controller must not load torch to decide on a number."""
+    """Ray pickles it by value; a controller must not load torch to target_replicas on a number."""
     options = _scaling(ReplicasConfig(max_replicas=4, upscale_delay_s=0), EngineConfig())
     policy = options["autoscaling_config"].policy
     script = f"""

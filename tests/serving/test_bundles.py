@@ -21,7 +21,7 @@ from muxserve.serving.bundles import (
 )
 from muxserve.serving.bundling import BundlingBackend
 from muxserve.serving.config import IngressConfig
-from muxserve.serving.ray.replica import answer_bundle
+from muxserve.serving.ray.replica import predict_bundle
 
 BOUND_S = 20
 
@@ -38,7 +38,7 @@ class Replicas:
         self.released = asyncio.Event()
         self.cancelled = 0
 
-    async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
+    async def predict_bundle(self, bundle: Bundle) -> BundleAnswer:
         self.bundles.append(bundle)
         try:
             await self.released.wait()
@@ -81,7 +81,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def ask(backend: BundlingBackend, *texts: Tokens, **options) -> asyncio.Task:
-    return asyncio.create_task(backend.classify(texts, RequestOptions(**options)))
+    return asyncio.create_task(backend.predict(texts, RequestOptions(**options)))
 
 
 def test_what_is_packed_comes_out_again():
@@ -200,7 +200,7 @@ def test_requests_that_are_cancelled_as_they_are_sent_hold_no_call():
                 one.cancel()
             await asyncio.gather(*gone, return_exceptions=True)
         replicas.released.set()
-        assert len(await backend.classify([tokens(2)], RequestOptions())) == 1
+        assert len(await backend.predict([tokens(2)], RequestOptions())) == 1
         assert replicas.sizes == [1]
         assert (await backend.stats())["ingress"]["cancelled"] == 6
 
@@ -217,7 +217,7 @@ def test_a_call_that_is_cancelled_before_its_first_step_is_over():
             with pytest.raises(NotReady):
                 await asked
         replicas.released.set()
-        assert len(await backend.classify([tokens(2)], RequestOptions())) == 1
+        assert len(await backend.predict([tokens(2)], RequestOptions())) == 1
 
     run(test, max_calls_in_flight=2)
 
@@ -239,19 +239,19 @@ def test_a_late_request_is_told_so_and_not_sent():
 
 def test_an_error_of_a_call_is_everybodys_in_it_and_nobody_elses():
     async def test(backend, replicas):
-        real = replicas.classify_bundle
+        real = replicas.predict_bundle
 
         async def broken(bundle):
             raise Overloaded("no replica", retry_after_s=3)
 
-        replicas.classify_bundle = broken
+        replicas.predict_bundle = broken
         asked = [ask(backend, tokens(1)), ask(backend, tokens(2))]
         for one in asked:
             with pytest.raises(Overloaded):
                 await one
-        replicas.classify_bundle = real
+        replicas.predict_bundle = real
         replicas.released.set()
-        assert len(await backend.classify([tokens(3)], RequestOptions())) == 1
+        assert len(await backend.predict([tokens(3)], RequestOptions())) == 1
 
     run(test)
 
@@ -261,9 +261,9 @@ def test_an_unexpected_error_of_a_call_is_internal(caplog):
         async def broken(bundle):
             raise ZeroDivisionError("a secret")
 
-        replicas.classify_bundle = broken
+        replicas.predict_bundle = broken
         with pytest.raises(MuxserveError) as caught:
-            await backend.classify([tokens(1)], RequestOptions())
+            await backend.predict([tokens(1)], RequestOptions())
         assert caught.value.code == "internal"
 
     run(test)
@@ -283,7 +283,7 @@ def test_a_bundle_is_answered_like_its_texts_alone(engine):
     texts = engine.encoder.encode(["a good film", "bad", "not very good"])
     narrow = RequestOptions(max_num_instances=1)
     bundle = pack([(texts[:1], narrow), (texts[1:], narrow)], time.monotonic())
-    outcomes = unpack_answer(asyncio.run(answer_bundle(engine, bundle)))
+    outcomes = unpack_answer(asyncio.run(predict_bundle(engine, bundle)))
     for outcome, text in zip(outcomes, ["a good film", "bad", "not very good"], strict=True):
         alone = engine.classify([text], options=narrow, raw_scores=True)[0]
         scores = {one.label: one.score for one in alone.labels}
@@ -295,7 +295,7 @@ def test_a_bundle_is_answered_like_its_texts_alone(engine):
 def test_a_request_that_is_refused_does_not_harm_its_bundle(engine):
     texts = engine.encoder.encode(["good", "bad", "film", "very"])
     bundle = pack([(texts, RequestOptions()), (texts[:1], RequestOptions())], time.monotonic())
-    *refused, answered = unpack_answer(asyncio.run(answer_bundle(engine, bundle)))
+    *refused, answered = unpack_answer(asyncio.run(predict_bundle(engine, bundle)))
     assert [outcome.code for outcome in refused] == ["overloaded"] * 4
     assert isinstance(answered, Prediction)
 
@@ -303,7 +303,7 @@ def test_a_request_that_is_refused_does_not_harm_its_bundle(engine):
 def test_a_deadline_is_kept_across_clocks(engine):
     texts = engine.encoder.encode(["good"])
     bundle = pack([(texts, RequestOptions(deadline_s=99.0))], now_s=100.0)
-    (outcome,) = unpack_answer(asyncio.run(answer_bundle(engine, bundle)))
+    (outcome,) = unpack_answer(asyncio.run(predict_bundle(engine, bundle)))
     assert isinstance(outcome, DeadlineExceeded)
 
 

@@ -64,12 +64,12 @@ class Handle:
         self.broadcasted: list[Any] = [None]
 
     def options(self, *, method_name: str) -> Any:
-        work = {"classify_bundle": self._classify, "check_health": self._probe}[method_name]
+        work = {"predict_bundle": self._predict, "check_health": self._probe}[method_name]
 
         class Method:
             def remote(_, *args: Any) -> Response:  # noqa: N805
                 response = Response(work(*args))
-                if work == self._classify:
+                if work == self._predict:
                     self.responses.append(response)
                 return response
 
@@ -89,7 +89,7 @@ class Handle:
     async def _probe(self) -> None:
         await self.alive.wait()
 
-    async def _classify(self, bundle: Bundle) -> BundleAnswer:
+    async def _predict(self, bundle: Bundle) -> BundleAnswer:
         await self.alive.wait()
         what = self.script.pop(0)
         if isinstance(what, Exception):
@@ -115,7 +115,7 @@ async def until_cancelled(response: Response) -> None:
 
 def test_a_bundle_whose_replica_died_is_sent_once_more():
     async def test(calls, handle):
-        assert await calls.classify_bundle(BUNDLE) is ANSWER
+        assert await calls.predict_bundle(BUNDLE) is ANSWER
         assert len(handle.responses) == 2
 
     run(test, ActorDiedError(), ANSWER)
@@ -124,7 +124,7 @@ def test_a_bundle_whose_replica_died_is_sent_once_more():
 def test_a_bundle_that_two_replicas_died_of_is_given_up():
     async def test(calls, handle):
         with pytest.raises(Overloaded):
-            await calls.classify_bundle(BUNDLE)
+            await calls.predict_bundle(BUNDLE)
         assert len(handle.responses) == 2
 
     run(test, ActorDiedError(), ActorDiedError(), ANSWER)
@@ -135,21 +135,21 @@ def test_without_a_replica_bundles_are_refused_until_there_is_one():
         assert not await calls.ready()
         for _ in range(3):
             with pytest.raises(NotReady):
-                await calls.classify_bundle(BUNDLE)
+                await calls.predict_bundle(BUNDLE)
         assert handle.responses == []
         handle.alive.set()
         assert await calls.ready()
-        assert await calls.classify_bundle(BUNDLE) is ANSWER
+        assert await calls.predict_bundle(BUNDLE) is ANSWER
 
     run(test, ANSWER, alive=False)
 
 
 def test_a_bundle_that_waits_for_a_replica_which_has_gone_is_refused():
     async def test(calls, handle):
-        assert await calls.classify_bundle(BUNDLE) is ANSWER
+        assert await calls.predict_bundle(BUNDLE) is ANSWER
         handle.alive.clear()  # and nobody was told
         with pytest.raises(NotReady):
-            await calls.classify_bundle(BUNDLE)
+            await calls.predict_bundle(BUNDLE)
         await until_cancelled(handle.responses[1])
 
     run(test, ANSWER)
@@ -159,7 +159,7 @@ def test_the_death_of_a_replica_may_show_only_when_it_is_asked():
     async def test(calls, handle):
         handle.broadcasted = [ActorDiedError()]
         with pytest.raises(NotReady):
-            await calls.classify_bundle(BUNDLE)
+            await calls.predict_bundle(BUNDLE)
 
     run(test, asyncio.Event().wait)
 
@@ -168,7 +168,7 @@ def test_the_death_of_a_replica_may_show_only_when_it_is_asked():
 def test_a_slow_answer_is_waited_for(slow):
     async def test(calls, handle):
         handle.broadcasted = [HANGS if slow else None]
-        assert await calls.classify_bundle(BUNDLE) is ANSWER
+        assert await calls.predict_bundle(BUNDLE) is ANSWER
 
     async def later() -> BundleAnswer:
         await asyncio.sleep(0.1)
@@ -181,7 +181,7 @@ def test_a_bundle_that_nobody_waits_for_is_cancelled_at_its_replica():
     async def test(calls, handle):
         assert await calls.ready()
         handle.alive.clear()
-        asked = asyncio.create_task(calls.classify_bundle(BUNDLE))
+        asked = asyncio.create_task(calls.predict_bundle(BUNDLE))
         while not handle.responses:
             await asyncio.sleep(0)
         asked.cancel()

@@ -21,7 +21,7 @@ from muxserve.errors import InvalidInput, MuxserveError, TextTooLong, TooManyTex
 from muxserve.serving.backend import LocalBackend
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.errors import MalformedJson, shown
-from muxserve.serving.protocols.http import _truncate
+from muxserve.serving.protocols.hugging_face import _truncate
 from muxserve.serving.protocols.json_bodies import read_json
 from muxserve.serving.protocols.oip import read_byte_strings
 from muxserve.serving.protocols.oip_rest import InferBody

@@ -42,7 +42,7 @@ class Replicas:
         self.bundles: list[set[str]] = []
         self.let_go = {FLOOD: asyncio.Event(), QUIET: asyncio.Event()}
 
-    async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
+    async def predict_bundle(self, bundle: Bundle) -> BundleAnswer:
         callers = {request.caller for request in bundle.requests}
         self.bundles.append(callers)
         for caller in callers:
@@ -59,7 +59,7 @@ class Replicas:
 
 def asked(backend: BundlingBackend, caller: str, texts: int) -> "asyncio.Task[list[Outcome]]":
     options = RequestOptions(caller=caller)
-    return asyncio.create_task(backend.classify([tokens(1, 2)] * texts, options))
+    return asyncio.create_task(backend.predict([tokens(1, 2)] * texts, options))
 
 
 def test_a_quiet_caller_waits_for_no_call_that_a_flood_has():
@@ -146,7 +146,7 @@ def test_a_quiet_callers_text_is_tokenized_after_one_small_batch_of_a_flood():
 class Stuck:
     """Answers the quiet caller only."""
 
-    async def classify(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
+    async def predict(self, tokens: Sequence[Tokens], options: RequestOptions) -> list[Outcome]:
         if options.caller == FLOOD:
             await asyncio.Event().wait()
         return [Prediction(np.zeros(2, np.float32), 1)] * len(tokens)

@@ -69,7 +69,7 @@ def _called(app) -> tuple[int, dict[str, int]]:
 
     async def main():
         with contextlib.suppress(asyncio.CancelledError):
-            await fates.counted_app(app)({"type": "http"}, None, send)
+            await fates.through(app, {"type": "http"}, None, send)
 
     asyncio.run(main())
     return _counted(fates)

@@ -25,7 +25,6 @@ from muxserve.serving.config import LimitsConfig
 from muxserve.serving.listening.listener import Listener
 from muxserve.serving.metrics import SERIES, exposition
 from muxserve.serving.protocols.http import create_app
-from muxserve.serving.protocols.openapi import describe
 from muxserve.serving.service import TextService
 
 LIMITS = LimitsConfig(max_texts_per_request=8, max_body_bytes=2048, request_timeout_s=20)
@@ -211,7 +210,7 @@ def test_stats_count_texts(ask):
 
 def test_every_route_is_described_and_nothing_else(ask, served):
     document = ask("GET", "/openapi.json").json()
-    assert document == describe()
+    assert document == served.app.openapi()
     described = {
         (path, verb.upper()) for path, verbs in document["paths"].items() for verb in verbs
     }
@@ -494,9 +493,9 @@ class Told(LocalBackend):
         super().__init__(engine)
         self.deadlines_s: list[float] = []
 
-    async def classify(self, tokens, options):
+    async def predict(self, tokens, options):
         self.deadlines_s.append(options.deadline_s)
-        return await super().classify(tokens, options)
+        return await super().predict(tokens, options)
 
 
 @pytest.mark.parametrize(
@@ -635,7 +634,7 @@ def test_a_mistake_of_ours_is_told_without_its_insides(served, monkeypatch, capl
     async def broken(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr(LocalBackend, "classify", broken)
+    monkeypatch.setattr(LocalBackend, "predict", broken)
     response = within(lambda client: client.post("/predict", json={"inputs": "good"}), served.app)
     assert "secret" not in refused(response, 500, "internal")
     assert "a secret" in caplog.text

@@ -45,7 +45,7 @@ def test_a_replica_that_is_removed_serves_what_waits_and_gets_nothing_more(tiny_
     with ray_serve():
         handle = deploy(tiny_family, 2)
         before = until(lambda: (found := pids(handle)) and len(found) == 2 and found, "two run")
-        calls = [handle.classify_bundle.remote(bundle(rng)) for _ in range(BUNDLES)]
+        calls = [handle.predict_bundle.remote(bundle(rng)) for _ in range(BUNDLES)]
         waiting = until(
             lambda: (
                 (lines := [one["waiting"] for one in handle.broadcast("stats").results()])
@@ -60,7 +60,7 @@ def test_a_replica_that_is_removed_serves_what_waits_and_gets_nothing_more(tiny_
             lambda: (found := pids(handle)) and len(found) == 1 and found.isdisjoint(before),
             "a new one is all there is",
         )
-        calls += [handle.classify_bundle.remote(bundle(rng)) for _ in range(BUNDLES // 4)]
+        calls += [handle.predict_bundle.remote(bundle(rng)) for _ in range(BUNDLES // 4)]
         answers = [call.result(timeout_s=BOUND_S) for call in calls]
         assert all(not answer.errors for answer in answers)
         assert all((answer.num_instances == 1).all() for answer in answers)

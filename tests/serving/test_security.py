@@ -34,8 +34,8 @@ from muxserve.loadtest.generator.oip_clients import OipGrpcSpeaker, OipHttpSpeak
 from muxserve.loadtest.generator.requests import OK
 from muxserve.loadtest.scenario.texts import Text
 from muxserve.loadtest.servers.muxserve import free_port
+from muxserve.serving.access.authentication import Authenticator
 from muxserve.serving.access.callers import HANDLES
-from muxserve.serving.access.doors import Door
 from muxserve.serving.access.keys import Keyring
 from muxserve.serving.access.proxies import TrustedProxies
 from muxserve.serving.app import build_app
@@ -72,11 +72,11 @@ class Recording(LocalBackend):
         self.options: list[RequestOptions] = []
         self.held: set[str] = set()
 
-    async def classify(self, tokens: list[Tokens], options: RequestOptions) -> Any:
+    async def predict(self, tokens: list[Tokens], options: RequestOptions) -> Any:
         self.options.append(options)
         while options.caller in self.held:
             await asyncio.sleep(0.01)
-        return await super().classify(tokens, options)
+        return await super().predict(tokens, options)
 
 
 @contextmanager
@@ -88,7 +88,10 @@ def serving(engine: Engine, security: SecurityConfig) -> Iterator[SimpleNamespac
     backend = Recording(engine)
     service = TextService(engine.family.spec, engine.encoder, backend, LIMITS, most_texts=64)
     with (
-        listening(service, Door(security, keyring), security.cors_origins) as (port, grpc_port),
+        listening(service, Authenticator(security, keyring), security.cors_origins) as (
+            port,
+            grpc_port,
+        ),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=BOUND_S) as client,
     ):
         yield SimpleNamespace(

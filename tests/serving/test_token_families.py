@@ -18,7 +18,7 @@ from muxserve.serving.backend import LocalBackend
 from muxserve.serving.bundles import pack, pack_answer, unpack_answer
 from muxserve.serving.config import LimitsConfig
 from muxserve.serving.protocols.http import create_app
-from muxserve.serving.ray.replica import answer_bundle
+from muxserve.serving.ray.replica import predict_bundle
 from muxserve.serving.service import TextService
 
 TEXT = "The good film, not bad!"
@@ -102,7 +102,7 @@ def test_a_bundle_brings_every_token_back(engine):
         (engine.encoder.encode(texts), options)
         for texts, options in (([TEXT], RequestOptions()), (["bad", "good film"], RequestOptions()))
     ]
-    outcomes = unpack_answer(asyncio.run(answer_bundle(engine, pack(requests, 0.0))))
+    outcomes = unpack_answer(asyncio.run(predict_bundle(engine, pack(requests, 0.0))))
     lengths = [len(one.ids) for tokens, _ in requests for one in tokens]
     assert [outcome.logits.shape for outcome in outcomes] == [(length, 3) for length in lengths]
 

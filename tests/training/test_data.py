@@ -8,14 +8,8 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxserve.training.data.labelled import (
-    near_length_batches,
-    pad_batch,
-    read_labelled,
-    read_tagged,
-    read_texts,
-)
-from recipes.sentiment_data import chunks, held_out, letters
+from muxserve.training.data.batches import near_length_batches, pad_batch
+from muxserve.training.data.labelled import read_labelled, read_tagged, read_texts
 
 LABELS = ("negative", "positive")
 
@@ -109,18 +103,3 @@ def test_padding_is_masked():
     assert ids.tolist() == [[5, 6, 0], [7, 0, 0]]
     assert mask.tolist() == [[1, 1, 0], [1, 0, 0]]
     assert pad_batch([[5, 6], [7]], 0)[0].shape == (2, 2)
-
-
-def test_pieces_of_reviews_keep_their_label_and_their_words(tmp_path):
-    (tmp_path / "a.csv").write_text("text,label\n" + "One two three. " * 40 + ",positive\n")
-    review = read_labelled(tmp_path / "a.csv", LABELS)
-    pieces = chunks(review, seed=0)
-    assert len(pieces) > 1
-    assert set(pieces.labels) == {1}
-    assert all(8 <= len(piece.split()) <= 48 for piece in pieces.texts)
-    rest, held = held_out(pieces, 1, seed=0)
-    assert sorted(rest.texts + held.texts) == sorted(pieces.texts)
-
-
-def test_two_typings_of_a_sentence_have_equal_letters():
-    assert letters("It's GREAT , really !") == letters("its great, really!")

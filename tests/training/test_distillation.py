@@ -16,7 +16,7 @@ from tokenizers.processors import BertProcessing
 from muxserve.models import MuxBertForSequenceClassification
 from muxserve.models.family import Family
 from muxserve.training.distil import multiplex
-from muxserve.training.distil.distillation import save_family
+from muxserve.training.distil.family import save_family
 from muxserve.training.distil.goals import Goals
 from muxserve.training.distil.multiplex import distill
 from muxserve.training.distil.student import cut_student, cut_tokenizer

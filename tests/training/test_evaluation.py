@@ -4,14 +4,11 @@ import pytest
 import torch
 
 from muxserve.models.family import Family, member_logits
-from muxserve.training.data.labelled import LabelledTexts, checksum
-from muxserve.training.evaluation import (
-    calibration_error,
-    deviations,
-    evaluate_family,
-    grouped_predictions,
-    store_measured,
-)
+from muxserve.training import checksums
+from muxserve.training.data.labelled import LabelledTexts
+from muxserve.training.evaluation.groupings import grouped_predictions
+from muxserve.training.evaluation.quality import calibration_error, evaluate_family
+from muxserve.training.evaluation.stated import deviations, store_measured
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]
 DATA = LabelledTexts(
@@ -56,7 +53,7 @@ def test_a_measurement_says_what_it_was_measured_on(family):
     for one in measured:
         assert one.quality.examples == len(DATA)
         assert one.quality.groupings == 3
-        assert one.quality.dataset_sha256 == checksum(DATA.texts)
+        assert one.quality.dataset_sha256 == checksums.of_texts(DATA.texts)
         assert 0 <= one.flip_rate <= 1
     assert plain.ensembled == plain.quality.value, "copies of a text at N=1 all say the same"
 

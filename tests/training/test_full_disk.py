@@ -13,8 +13,9 @@ import pytest
 
 from muxserve.models.family import read_spec
 from muxserve.training.curves import Curves
-from muxserve.training.distil.distillation import distill_family, save_family
-from muxserve.training.evaluation import store_measured
+from muxserve.training.distil.distillation import distill_family
+from muxserve.training.distil.family import save_family
+from muxserve.training.evaluation.stated import store_measured
 from muxserve.training.stages.run import run_stage
 from muxserve.training.stages.trainer import StageTrainer
 from muxserve.training.work_folder import built_whole, claimed

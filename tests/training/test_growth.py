@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from muxserve.models import MuxBertForSequenceClassification
-from muxserve.training.distil.distillation import build_student
 from muxserve.training.distil.growth import start_from
-from muxserve.training.distil.student import spread
+from muxserve.training.distil.student import build_student, spread
 from muxserve.training.pretrained import plain_encoder
 from tests.conftest import PIECES, tiny_bert
 

@@ -22,8 +22,8 @@ from muxserve import Engine
 from muxserve.cli import app
 from muxserve.engine.config import EngineConfig
 from muxserve.models.family import Family
-from muxserve.training.distil.distillation import build_student, distill_family
-from muxserve.training.distil.student import spread
+from muxserve.training.distil.distillation import distill_family
+from muxserve.training.distil.student import build_student, spread
 from muxserve.training.pretrained import plain_encoder
 from muxserve.training.recipe import DistillSettings, FamilyRecipe
 from tests.conftest import program, tiny_tokenizer
@@ -167,7 +167,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_family(teacher, texts, tmp_pa
     distill_family(whole)
     stopped = recipe(teacher, texts, out=tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr("muxserve.training.distil.distillation.measure", killed)
+        patch.setattr("muxserve.training.distil.family.measure", killed)
         with pytest.raises(KeyboardInterrupt):
             distill_family(stopped)
     assert not stopped.out.exists()

@@ -1,4 +1,4 @@
-"""Requests of a Triton server as its users send them, with the stock clients."""
+"""Requests to a Triton server as its users send them, with the stock clients."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ CLIENTS: dict[str, Any] = {"http": http_client, "grpc": grpc_client}
 
 
 def ids_array(texts, pad_id: int = 0) -> np.ndarray:
-    """Lists of ids as [texts, tokens of the longest] int64, padded at the end."""
+    """Lists of ids as an int64 array [texts, tokens of the longest], padded at the end."""
     ids = np.full((len(texts), max(map(len, texts))), pad_id, dtype=np.int64)
     for row, text in enumerate(texts):
         ids[row, : len(text)] = text
@@ -18,7 +18,7 @@ def ids_array(texts, pad_id: int = 0) -> np.ndarray:
 
 
 class Asker:
-    """A client of one protocol."""
+    """A client for one protocol."""
 
     def __init__(self, server, protocol: str, *, connections: int = 1) -> None:
         self.kind = CLIENTS[protocol]
@@ -28,13 +28,13 @@ class Asker:
             self.client = self.kind.InferenceServerClient(server.grpc)
 
     def ids(self, model: str, ids: np.ndarray, *, dtype: str = "INT64", outputs=None, **parameters):
-        """Outputs by name for an array of ids."""
+        """The outputs by name for an array of ids."""
         array = self.kind.InferInput("input_ids", list(ids.shape), dtype)
         array.set_data_from_numpy(ids)
         return self._infer(model, array, outputs or ("logits", "num_instances"), parameters)
 
     def texts(self, model: str, texts, outputs, **parameters):
-        """Outputs by name for texts; ``scores`` as Triton's classes."""
+        """The outputs by name for texts; ``scores`` as Triton's classes."""
         raw = [[text if isinstance(text, bytes) else text.encode()] for text in texts]
         array = self.kind.InferInput("text", [len(texts), 1], "BYTES")
         array.set_data_from_numpy(np.array(raw, dtype=object))
@@ -53,7 +53,7 @@ class Asker:
 
 
 def batch_sizes(server, model: str) -> dict[int, int]:
-    """Executions of a model by the texts they had, from Triton's own statistics."""
+    """Number of a model's executions by batch size, from Triton's own statistics."""
     client = http_client.InferenceServerClient(server.http)
     try:
         (stats,) = client.get_inference_statistics(model)["model_stats"]

@@ -11,15 +11,15 @@ from muxserve.loadtest.servers.triton import ENVIRONMENT, TritonServer
 from muxserve.triton.repository import Exported, export
 from muxserve.triton.settings import ExportSettings
 
-#: Short, because every model of every server measures when it loads.
+#: Short, because every model of every server measures forward times when it loads.
 WARM_UP_S = 0.2
-#: A model whose line is so short that many clients overflow it.
+#: Texts in a line so short that many clients overflow it.
 SHORT_LINE = 4
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_family, tmp_path_factory) -> Exported:
-    """The family of texts, for the Python backend, with a text front; not to be changed."""
+    """The family that labels texts, for the Python backend, with a text front; do not change it."""
     folder = tmp_path_factory.mktemp("export") / "texts"
     settings = ExportSettings(text=True, warm_up_s=WARM_UP_S, threads=1)
     return export(tiny_family, folder, settings)
@@ -27,7 +27,7 @@ def exported(tiny_family, tmp_path_factory) -> Exported:
 
 @pytest.fixture(scope="session")
 def exported_tokens(tiny_token_family, tmp_path_factory) -> Exported:
-    """The family of words, at two N, with a text front; not to be changed."""
+    """The family that labels words, at two N, with a text front; do not change it."""
     folder = tmp_path_factory.mktemp("export") / "words"
     settings = ExportSettings(num_instances=[1, 5], text=True, warm_up_s=WARM_UP_S, threads=1)
     return export(tiny_token_family, folder, settings)
@@ -35,7 +35,7 @@ def exported_tokens(tiny_token_family, tmp_path_factory) -> Exported:
 
 @pytest.fixture(scope="session")
 def exported_graphs(tiny_family, tmp_path_factory) -> Exported:
-    """The family of texts, for Triton's own ONNX Runtime backend; not to be changed."""
+    """The family that labels texts, for Triton's own ONNX Runtime backend; do not change it."""
     folder = tmp_path_factory.mktemp("export") / "graphs"
     settings = ExportSettings(num_instances=[1, 5], backend="onnxruntime", text=True)
     return export(tiny_family, folder, settings)
@@ -43,7 +43,7 @@ def exported_graphs(tiny_family, tmp_path_factory) -> Exported:
 
 @pytest.fixture(scope="session")
 def repository(exported, exported_tokens, tmp_path_factory) -> Path:
-    """Both families in one repository, as a team has it, and a model with a short line."""
+    """Both families in one repository, as a team would have it, and a model with a short line."""
     folder = tmp_path_factory.mktemp("models")
     for one in (exported, exported_tokens):
         for model in one.models:
@@ -57,7 +57,7 @@ def repository(exported, exported_tokens, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def triton_environment() -> Path:
-    """The environment that `make triton-server` makes."""
+    """The environment that `make triton-server` creates."""
     if not (ENVIRONMENT / ".installed").exists():
         message = "no Triton server; make triton-server installs one"
         if os.environ.get("CI"):

@@ -1,4 +1,4 @@
-"""What runs inside Triton, without Triton: slots of the engine's planner, failures, options."""
+"""The code that runs inside Triton, tested without it: slots, failures and options."""
 
 import json
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_facts_of_an_older_export_are_read(tmp_path):
 
 
 class Adder:
-    """A forward whose logits are the sum and the first id of a row; it fails for poison."""
+    """A forward whose logits are a row's sum and first id; it fails for poison."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, np.ndarray]] = []

@@ -1,7 +1,7 @@
-"""Connections to Triton follow its pods: real gRPC servers, and a Service with one address before.
+"""Connections to Triton follow its pods: real gRPC servers behind a Service with one address.
 
-The Service is a forwarder of TCP connections, as kube-proxy is: a new connection goes to the pod
-that is there now, one that lives stays where it is.
+The Service forwards TCP connections, as kube-proxy does: a new connection goes to the current pod,
+an existing one stays where it is.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ SLOW = "slow"
 
 
 class Pod(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Counts what it is asked; the model ``slow`` is ready when the test says so."""
+    """Counts its requests; the model ``slow`` is ready when the test says so."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -54,7 +54,7 @@ async def running() -> AsyncIterator[tuple[Pod, int]]:
 
 
 class Service:
-    """One address; each new connection goes to the pod of now."""
+    """One address; each new connection goes to the current pod."""
 
     def __init__(self, pod_port: int) -> None:
         self.pod_port = pod_port
@@ -91,7 +91,7 @@ def talk(
     conversation: Callable[..., Awaitable[None]],
     renew_s: float = 0.2,
 ) -> None:
-    """Two pods, a Service before the first, and channels to it, or to ``url``."""
+    """Two pods, a Service in front of the first, and channels to it or to ``url``."""
 
     async def run() -> None:
         async with (

@@ -1,4 +1,4 @@
-"""The client that muxserve fronts Triton by, against real servers: alive, killed, slow, wrong."""
+"""muxserve's client for Triton, against real servers: alive, killed, slow and wrong ones."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def texts(count: int) -> list[np.ndarray]:
 def talk(
     family: Family, config: TritonConfig, conversation: Callable[[TritonModel], Awaitable[None]]
 ) -> None:
-    """Run a conversation with a model; it must end in bounded time."""
+    """Run a conversation with a model; it must end within a time limit."""
 
     async def run() -> None:
         model = TritonModel(family, config)
@@ -54,7 +54,7 @@ def family(tiny_family) -> Family:
 
 @pytest.fixture
 def own_server(triton_environment, exported, tmp_path):
-    """A server with one model, to be killed."""
+    """A server with one model, for tests to kill."""
     (tmp_path / "models").mkdir()
     for name in ("tiny_n5",):
         (tmp_path / "models" / name).symlink_to(exported.folder / name)
@@ -217,7 +217,7 @@ def test_a_call_is_sent_again_when_the_server_is_back_soon(own_server, family):
 
 
 def test_the_death_of_a_model_s_process_is_told_until_the_server_is_restarted(own_server, family):
-    """Triton 24.10 does not restart a process that was killed, and calls its model ready."""
+    """Triton 24.10 does not restart a killed process, and still calls its model ready."""
 
     async def conversation(model: TritonModel) -> None:
         assert await model.ready()

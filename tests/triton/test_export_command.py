@@ -22,7 +22,7 @@ def test_a_family_is_exported(tiny_family, tmp_path):
     config = parse_text((tmp_path / "models" / "tiny_n5" / "config.pbtxt").read_text())
     assert config.instance_group[0].count == 2
     assert [one.name for one in tmp_path.iterdir()] == ["models"]
-    # Once more into the same folder: a mistake, told in one line.
+    # Exporting into the same folder again is an error of one line.
     again = program(f"muxserve export triton {tiny_family} models", tmp_path)
     assert again.returncode == 2
     assert again.stderr.startswith("error: models is not empty: name a new folder")

@@ -1,4 +1,4 @@
-"""Graphs: valid, equal to torch for any number of texts, whatever the parts of the network."""
+"""Graphs are valid and equal torch for any number of texts, whatever the parts of the network."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tests.conftest import MAX_LENGTH, PIECES, tiny_config, write_family
 
 TOLERANCE = 1e-5
 
-#: Parts that differ in how they compute; padding, mask, prefix and keys among them.
+#: Variants of the network that compute differently: padding, mask, prefix, keys and others.
 VARIANTS = {
     "official": {
         "demuxing_variant": "index_pos",
@@ -54,7 +54,7 @@ def texts(count: int, length: int, seed: int = 0) -> np.ndarray:
 
 
 def engine_logits(family: Family, n: int, ids: np.ndarray) -> np.ndarray:
-    """What the engine's executor gives for whole groups in order, a text of the rest repeated."""
+    """The engine's logits for whole groups in order, with the texts of the last group repeated."""
     rows = [row[: np.flatnonzero(row)[-1] + 1] for row in ids]
     groups = [list(range(start, min(start + n, len(rows)))) for start in range(0, len(rows), n)]
     slots = [group[i % len(group)] for group in groups for i in range(n)]
@@ -79,7 +79,7 @@ def test_a_graph_equals_the_engine_for_any_number_of_texts(family, n, request, t
             ids = texts(count, length, seed=count)
             (logits,) = running.run(None, {"input_ids": ids})
             expected = engine_logits(loaded, n, ids)
-            # What stands behind the tokens of a text is nobody's label.
+            # Positions after a text's tokens have no label.
             for row, (own, other) in enumerate(zip(logits, expected, strict=True)):
                 size = np.flatnonzero(ids[row])[-1] + 1 if logits.ndim == 3 else len(own)
                 assert np.abs(own[:size] - other[:size]).max() < TOLERANCE
@@ -123,7 +123,7 @@ def test_graphs_share_their_weights_and_say_nothing_of_this_machine(exported, ti
     weights = (tiny_family / "weights" / "model.safetensors").stat().st_size
     graphs = sorted(folder.glob("n*.onnx"))
     assert [file.name for file in graphs] == ["n1.onnx", "n2.onnx", "n5.onnx"]
-    # Three graphs of one set of weights: less than twice its size, alignment included.
+    # Three graphs share one set of weights: less than twice its size, alignment included.
     assert (folder / WEIGHTS_FILE).stat().st_size < 4 * weights
     for file in graphs:
         content = file.read_bytes()

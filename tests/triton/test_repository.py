@@ -12,7 +12,7 @@ from muxserve.engine import policy, slots, times
 from muxserve.errors import InvalidInput
 from muxserve.models import words
 from muxserve.triton import repository as repository_module
-from muxserve.triton.copied_modules import modules_of
+from muxserve.triton.copied_modules import required_modules
 from muxserve.triton.graph import check_graph
 from muxserve.triton.model_config import parse_text
 from muxserve.triton.repository import export
@@ -64,7 +64,7 @@ def test_batches_are_sized_by_n(exported):
     assert elastic.max_batch_size % 5 == 0
     assert not elastic.dynamic_batching.preferred_batch_size
     assert elastic.parameters["num_instances"].string_value == "1,2,5"
-    # Any policy makes the batcher of Triton 24.10 sleep now and then.
+    # With any policy the batcher of Triton 24.10 sleeps now and then.
     assert not any(one.dynamic_batching.HasField("default_queue_policy") for one in found.values())
 
 
@@ -79,12 +79,12 @@ def test_the_planner_in_a_model_is_the_engine_s(exported):
 
 
 @pytest.mark.parametrize("model", ["mux_model", "tokenizer_model", "tagger_model"])
-def test_what_travels_is_pure_and_runs_on_python_3_10(model):
+def test_copied_modules_are_pure_and_run_on_python_3_10(model):
     root = Path(repository_module.__file__).parents[2]
     allowed = {"numpy", "onnxruntime", "tokenizers", "triton_python_backend_utils", "muxserve"}
     allowed |= {"abc", "ast", "bisect", "collections", "dataclasses", "json", "math", "pathlib"}
     allowed |= {"operator", "time", "typing"}
-    for name in modules_of(f"muxserve.triton.runtime.{model}"):
+    for name in required_modules(f"muxserve.triton.runtime.{model}"):
         source = (root / name.replace(".", "/")).with_suffix(".py").read_text()
         for node in ast.walk(ast.parse(source, feature_version=(3, 10))):
             if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""A real Triton server with exported families, asked over HTTP and gRPC by the stock clients."""
+"""A real Triton server with exported families, queried over HTTP and gRPC by the stock clients."""
 
 import json
 import threading
@@ -52,14 +52,14 @@ def plain(family) -> Iterator[Engine]:
 
 
 def text(seed: int, length: int | None = None) -> list[int]:
-    """Ids of one text; its length is drawn where none is given."""
+    """The ids of one text; its length is random unless given."""
     rng = np.random.default_rng(seed)
     own = length or int(rng.integers(3, MAX_LENGTH + 1))
     return [2, *rng.integers(4, len(PIECES), own - 2).tolist(), 3]
 
 
 def answers(engine: Engine, texts, **options) -> np.ndarray:
-    """The engine's logits of one request: the texts that share its groups are only its own."""
+    """The engine's logits for one request, whose texts share groups only with each other."""
     tokens = [Tokens(np.array(one, dtype=np.int64)) for one in texts]
     request = Request(tokens, RequestOptions(**options))
     engine.submit(request)
@@ -68,7 +68,7 @@ def answers(engine: Engine, texts, **options) -> np.ndarray:
 
 
 def grouped(family: Family, n: int, texts) -> np.ndarray:
-    """Logits of texts in groups of N in order, those of the last group in its free slots too."""
+    """The logits of texts in groups of N in order; the last group also fills its free slots."""
     groups = [list(range(at, min(at + n, len(texts)))) for at in range(0, len(texts), n)]
     slots = [group[i % len(group)] for group in groups for i in range(n)]
     executor = TorchExecutor(family.models, pad_id=0, padded_length=None, threads=1)
@@ -95,7 +95,7 @@ def test_a_group_of_mixed_lengths_is_answered_as_by_the_engine(ask, engine):
     texts = [text(seed, length) for seed, length in enumerate((4, 16, 9, 5, 12))]
     given = ask.ids("tiny_n5", ids_array(texts))["logits"]
     assert np.abs(given - answers(engine, texts)).max() < TOLERANCE
-    # They did share a group: alone, each has another answer.
+    # They did share a group: alone, each has a different answer.
     alone = np.concatenate([answers(engine, [one]) for one in texts])
     assert np.abs(given - alone).max() > TOLERANCE
 
@@ -142,7 +142,7 @@ def test_tokens_are_labelled_as_by_the_engine(ask, tiny_token_family):
 
 @pytest.mark.parametrize("protocol", list(CLIENTS))
 def test_many_clients_share_executions_and_each_gets_its_own_answer(server, protocol, engine):
-    """Each request has a group to itself, so its answer is the engine's lone one."""
+    """Each request has groups of its own, so its answer equals the engine's for it alone."""
     before = batch_sizes(server, "tiny_n5")
     texts = [text(seed) for seed in range(4 * CLIENTS_AT_ONCE)]
     together = threading.Barrier(CLIENTS_AT_ONCE)
@@ -166,13 +166,13 @@ def test_many_clients_share_executions_and_each_gets_its_own_answer(server, prot
     after = batch_sizes(server, "tiny_n5")
     new = {size: count - before.get(size, 0) for size, count in after.items()}
     assert sum(size * count for size, count in new.items()) == len(texts)
-    # Mixed lengths shared executions; how many do depends on how quickly this machine asks.
+    # Mixed lengths shared executions; how many depends on how fast this machine sends.
     assert sum(new.values()) < len(texts) * 3 / 4
     assert max(size for size, count in new.items() if count) > 5
 
 
 def test_a_bad_request_fails_alone_among_many(server, ask, plain):
-    """Good and bad ones at once, in the same executions."""
+    """Good and bad requests at once, in the same executions."""
     bad = {1: [[2, 999, 3]], 5: [[2] * (MAX_LENGTH + 1)], 9: [[0, 0]]}
     said = {1: "is 999, expected a token id from 0 to", 5: "takes at most 32", 9: "no tokens"}
     good = [text(seed, 8) for seed in range(16)]
@@ -221,7 +221,7 @@ def test_a_bad_parameter_is_refused(ask, parameters):
 
 
 def test_overload_is_refused_and_not_stalled(server):
-    """A line of 4 texts and 64 clients: some are refused at once, and nobody is forgotten."""
+    """A line of 4 texts and 64 clients: some are refused at once, and all get a reply."""
     refused, answered, slowest = [], [], []
     together = threading.Barrier(CLIENTS_AT_ONCE)
 
@@ -246,7 +246,7 @@ def test_overload_is_refused_and_not_stalled(server):
         "StatusCode.UNAVAILABLE: the line is full: 4 texts wait; try again later"
     }
     assert answered
-    # Far above what these tiny forwards take, far below a line that nobody bounds.
+    # Far above the time of these tiny forwards, far below that of an unbounded line.
     assert max(slowest) < 10
     body = {
         "inputs": [{"name": "input_ids", "shape": [1, 3], "datatype": "INT64", "data": [2, 5, 3]}]
@@ -259,7 +259,7 @@ def test_overload_is_refused_and_not_stalled(server):
 
 
 def classes(row) -> dict[str, float]:
-    """What the classification extension says: ``score:index:label``."""
+    """Labels and scores from the classification extension's ``score:index:label``."""
     parts = [one.decode().split(":") for one in row]
     return {label: float(score) for score, _, label in parts}
 

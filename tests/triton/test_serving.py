@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.triton, pytest.mark.ray]
 
 @pytest.fixture(scope="module")
 def fronted(triton_environment, exported, tiny_family, tmp_path_factory) -> Iterator[Any]:
-    """A Triton server of its own, and the application in front of it."""
+    """A separate Triton server, and the application in front of it."""
     folder = tmp_path_factory.mktemp("fronted")
     (folder / "tiny").symlink_to(exported.folder / "tiny")
     triton = TritonServer(folder, environment=triton_environment).start()
@@ -82,7 +82,7 @@ def test_mistakes_are_told_as_ever(fronted):
 
 
 def test_a_restart_of_triton_under_load(fronted):
-    """Killed and started again: 503 with Retry-After meanwhile, and then answers; no hang."""
+    """Triton is killed and restarted: 503 with Retry-After meanwhile, then answers, and no hang."""
     until(lambda: httpx.get(f"{fronted.url}/ready").status_code == 200, "ready")
     statuses: Counter[int] = Counter()
     wrong: list[str] = []
@@ -124,7 +124,7 @@ def test_a_restart_of_triton_under_load(fronted):
             one.join(BOUND_S)
     assert not any(one.is_alive() for one in clients)
     assert not wrong
-    # A text waits for Triton for half a second, twice at most; the rest is this machine.
+    # A text waits for Triton for half a second, at most twice; the rest is this slow machine.
     assert slowest < 20
     assert httpx.get(f"{fronted.url}/ready").status_code == 200
     assert httpx.get(f"{fronted.url}/stats").json()["engines"][0]["unreachable"] > 0

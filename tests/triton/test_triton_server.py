@@ -1,4 +1,4 @@
-"""``python -m muxserve.loadtest.servers.triton``: serves until told to end, and leaves nothing."""
+"""``python -m muxserve.loadtest.servers.triton``: serves until stopped, and leaves nothing."""
 
 import os
 import signal

@@ -1,6 +1,6 @@
 """Writes Grafana's dashboards beside this file: ``make dashboards``.
 
-A dashboard's JSON is nine tenths the same in every panel; what differs stands in the tables below.
+Nine tenths of a dashboard's JSON is the same in every panel; the tables below have the rest.
 """
 
 import json
@@ -10,7 +10,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "dashboards"
 
-#: Of muxserve's and Ray Serve's series; those of Ray's nodes know no application.
+#: Selectors for muxserve's and Ray Serve's series, and for those of Ray's nodes, which have no
+#: application.
 APP = 'namespace=~"$namespace",application=~"$application"'
 NODE = 'namespace=~"$namespace"'
 STARTS = "ray_serve_deployment_replica_starts_total"
@@ -21,11 +22,11 @@ class Panel:
     """A graph over time.
 
     Attributes:
-        title: above it.
-        help: what it says, and what to look for.
-        unit: Grafana's name of the unit.
+        title: its title.
+        help: what it shows, and what to look for.
+        unit: Grafana's name for the unit.
         lines: legend -> PromQL.
-        stacked: whether the lines add up.
+        stacked: whether the lines are stacked.
     """
 
     title: str
@@ -36,18 +37,18 @@ class Panel:
 
 
 def rate(series: str, by: str = "", more: str = "") -> str:
-    """Sum of rates, by labels."""
+    """The sum of rates, by labels."""
     grouped = f" by ({by})" if by else ""
     return f"sum{grouped} (rate({series}{{{APP}{more}}}[$__rate_interval]))"
 
 
 def mean(seconds: str, count: str) -> str:
-    """Seconds per counted thing."""
+    """Mean seconds per counted item."""
     return f"{rate(seconds)} / {rate(count)}"
 
 
 def quantile(q: float) -> str:
-    """Seconds within which a share of the requests was answered."""
+    """The seconds within which a share ``q`` of the requests was answered."""
     return f"histogram_quantile({q:g}, {rate('ray_muxserve_requests_within_total', 'le')})"
 
 
@@ -88,13 +89,13 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Texts under way",
-                "Held by the ingresses, from before they are tokenized until they are answered.",
+                "Held by the ingresses, from before tokenization until the answer.",
                 "short",
                 {"{{replica}}": f"ray_muxserve_ingress_texts{{{APP}}}"},
             ),
             Panel(
                 "Fullest line",
-                "Places taken in the fullest line of an engine or ingress. At 100 % texts get 503.",
+                "How full the fullest line of an engine or ingress is. At 100 % texts get 503.",
                 "percentunit",
                 {"{{application}}": f"muxserve:fullest_line:ratio{{{APP}}}"},
             ),
@@ -116,7 +117,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Share at N of 5 or more",
-                "What is served at the accuracy of a wide N.",
+                "The share of texts served at the accuracy of a wide N.",
                 "percentunit",
                 {"{{application}}": f"muxserve:wide_texts:ratio_rate5m{{{APP}}}"},
             ),
@@ -128,7 +129,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Texts of a forward",
-                "Distinct texts per forward: N times the groups, where every slot is filled.",
+                "Distinct texts per forward: N times the groups if every slot is filled.",
                 "short",
                 {
                     "all": f"{rate('ray_muxserve_filled_slots_total')} / "
@@ -143,8 +144,8 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Drain time",
-                "Until all that waits is served at the widest N: what autoscaling holds against "
-                "replicas.target_drain_ms. Over the target for long, no width is enough.",
+                "Time to serve all waiting texts at the widest N; autoscaling compares it with "
+                "replicas.target_drain_ms. If it stays over the target, no N is wide enough.",
                 "s",
                 {
                     "{{replica}}": f"ray_muxserve_line_drain_seconds{{{APP}}}",
@@ -159,13 +160,13 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
         [
             Panel(
                 "Tokenizing",
-                "Mean seconds of a request until its texts are tokenized, waiting included.",
+                "Mean seconds of a request until its texts are tokenized, including the wait.",
                 "s",
                 {"mean": mean("ray_muxserve_tokens_seconds_total", "ray_muxserve_requests_total")},
             ),
             Panel(
                 "From tokens to logits",
-                "Mean seconds of a request, the way to an engine and back included.",
+                "Mean seconds of a request, including the way to an engine and back.",
                 "s",
                 {"mean": mean("ray_muxserve_backend_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -187,14 +188,14 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Planning",
-                "Mean seconds of choosing N and filling slots, for each forward.",
+                "Mean seconds per forward for choosing N and filling slots.",
                 "s",
                 {"mean": mean("ray_muxserve_plan_seconds_total", "ray_muxserve_forwards_total")},
             ),
             Panel(
                 "Over HTTP",
                 "Mean seconds of a request to /predict or /, from its first byte to its answer. "
-                "With the Open Inference Protocol beside it, it reads too low.",
+                "Too low if the Open Inference Protocol is used as well.",
                 "s",
                 {"mean": mean("ray_muxserve_request_seconds_total", "ray_muxserve_requests_total")},
             ),
@@ -205,7 +206,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
         [
             Panel(
                 "Engines that answer",
-                "Replicas whose forward thread lives.",
+                "Replicas whose forward thread is alive.",
                 "short",
                 {"{{deployment}}": f"sum by (deployment) (ray_muxserve_ready{{{APP}}})"},
             ),
@@ -220,9 +221,9 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "Starts of replicas",
-                "Replicas new in ten minutes: by autoscaling, upgrades, and after crashes.",
+                "Replicas started in the last ten minutes: autoscaling, upgrades, crashes.",
                 "short",
-                # Each replica is a series that begins with 1, so that none of them ever grows.
+                # Each replica has a series that starts at 1 and never grows.
                 {
                     "{{deployment}}": f"count by (deployment) ({STARTS}{{{APP}}} "
                     f"unless {STARTS}{{{APP}}} offset 10m)"
@@ -230,25 +231,25 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
             ),
             Panel(
                 "CPU",
-                "Of each Ray node.",
+                "Usage of each Ray node.",
                 "percent",
                 {"{{instance}}": f"ray_node_cpu_utilization{{{NODE}}}"},
             ),
             Panel(
                 "Memory",
-                "In use, of each Ray node.",
+                "Memory in use on each Ray node.",
                 "bytes",
                 {"{{instance}}": f"ray_node_mem_used{{{NODE}}}"},
             ),
             Panel(
                 "GPU",
-                "Of each GPU; absent on nodes without.",
+                "Usage of each GPU; absent on nodes without one.",
                 "percent",
                 {"{{instance}} {{GpuIndex}}": f"ray_node_gpus_utilization{{{NODE}}}"},
             ),
             Panel(
                 "GPU memory",
-                "In use, of each GPU.",
+                "Memory in use on each GPU.",
                 "mbytes",
                 {"{{instance}} {{GpuIndex}}": f"ray_node_gram_used{{{NODE}}}"},
             ),
@@ -295,7 +296,7 @@ def _variable(name: str, query: str) -> dict[str, Any]:
         "refresh": 2,
         "includeAll": True,
         "multi": True,
-        # Matches what has no such label too, as outside Kubernetes.
+        # Also matches series without the label, as outside Kubernetes.
         "allValue": ".*",
         "current": {"text": "All", "value": "$__all"},
     }
@@ -328,7 +329,7 @@ def _panel(index: int, panel: Panel) -> dict[str, Any]:
 
 
 def as_json(name: str) -> str:
-    """The content of a dashboard's file."""
+    """The content of a dashboard's JSON file."""
     return json.dumps(dashboard(name), indent=1) + "\n"
 
 

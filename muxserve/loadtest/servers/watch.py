@@ -95,11 +95,13 @@ def stages_ms(first: Look, last: Look) -> dict[str, float] | None:
 
     ``transport`` is what the way to the engine and back took, ``ingress`` what is neither
     tokenizing nor waiting for an answer: reading, checking, writing JSON. None where the server
-    does not tell.
+    does not tell, or answered no texts.
     """
     if not first.stages or not last.stages:
         return None
     ingress = {name: last.stages[name] - first.stages[name] for name in last.stages}
+    if not ingress["requests"]:
+        return None
     engine = {name: last.counters[name] - first.counters[name] for name in _COUNTERS}
     requests, texts = max(1, ingress["requests"]), max(1, engine["filled_slots"])
     line, computed = engine["line_s"] / texts, engine["computed_s"] / texts

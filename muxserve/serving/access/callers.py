@@ -12,17 +12,17 @@ CALLER = "muxserve.caller"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: Of an IPv6 address, what one customer of a network has.
+#: Bits of an IPv6 address that all addresses of one customer share.
 _IPV6_PREFIX = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever a request is answered for.
+    """Who a request is answered for.
 
     Attributes:
         name: what tells callers apart: an address, or ``key:`` and the name of an API key.
-        share: weight of the room and the turns that it has beside others.
+        share: its weight in room and turns, beside the 1 of others.
         max_num_instances: widest N that may answer it, whatever a request asks for.
         max_waiting_texts: texts of it that one ingress holds; None for as many as all may have.
         limits: of its requests, where they are not those of the server.
@@ -50,12 +50,12 @@ class Caller:
         return f"{self.key or ''}:{asked or ''}"
 
     def cap(self, asked: int | None) -> int | None:
-        """The cap on N of a request that asks for this one."""
+        """The cap on N of a request that asks for ``asked``."""
         caps = [cap for cap in (asked, self.max_num_instances) if cap is not None]
         return min(caps, default=None)
 
 
-#: Python handles of the same Ray cluster: whoever holds one is trusted, and they count as one.
+#: Python handles of the same Ray cluster: they are trusted, and count as one caller.
 HANDLES = Caller("handle")
 
 
@@ -68,9 +68,9 @@ def peer_address(peer: str) -> str:
 
 @functools.lru_cache(4096)
 def of_address(address: str) -> Caller:
-    """The caller at an address; those whose address is none count as one.
+    """The caller at an address; all whose address cannot be read count as one.
 
-    An IPv6 network of 64 bits is one caller: its owner has as many addresses as he likes.
+    An IPv6 network of 64 bits is one caller: its owner can use any address in it.
     """
     parsed = parsed_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
@@ -79,8 +79,7 @@ def of_address(address: str) -> Caller:
 
 
 def parsed_address(address: str) -> Address | None:
-    """An IP address without its zone, one of IPv4 that is written as IPv6 as itself; None where it
-    is none."""
+    """An IP address without its zone, or None; IPv4 that is written as IPv6 becomes IPv4."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

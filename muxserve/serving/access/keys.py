@@ -1,6 +1,6 @@
 """A file of API keys in, the caller that a key stands for out; read again when the file changes.
 
-No key is ever told: not in a log, an error or a ``repr``. What is kept of one is its digest.
+No key ever appears in a log, an error or a ``repr``; only its digest is kept.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from muxserve.errors import InvalidInput
 from muxserve.models.family import FamilySpec
 from muxserve.serving.access.callers import Caller
 from muxserve.serving.config import LimitsConfig, ServeConfig
+from muxserve.serving.errors import dotted
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +137,8 @@ class Keys:
     """The keys of one reading of the file; never changes."""
 
     def __init__(self, entries: list[KeyEntry], server: LimitsConfig) -> None:
-        # Found by a digest under a secret of this process: the time that the search takes depends
-        # on bytes that nobody outside can know or choose, and on no number of keys.
+        # Found by a digest under a secret of this process: the time of the search depends on bytes
+        # that nobody outside can know or choose, and not on how many keys there are.
         self._secret = secrets.token_bytes(32)
         self._found: dict[bytes, tuple[bytes, Caller]] = {
             self._blind(digest): (digest, entry.caller(server))
@@ -149,7 +150,7 @@ class Keys:
         return len(self._found)
 
     def caller(self, key: bytes) -> Caller | None:
-        """Who asks with this key; None where it is none."""
+        """Who asks with this key; None where it is unknown."""
         if len(key) > _MOST_CHARACTERS:
             return None
         digest = hashlib.sha256(key).digest()
@@ -180,10 +181,10 @@ def read_keys(path: Path, server: LimitsConfig, narrowest: int = 1) -> Keys:
 
 
 class Keyring:
-    """The keys of a file as it is now. A thread looks whether it changed."""
+    """The keys of a file as it is now; a thread looks for changes."""
 
     def __init__(self, path: str, server: LimitsConfig, narrowest: int = 1) -> None:
-        """Read the file; ``start`` looks after it.
+        """Read the file; ``start`` watches it.
 
         Raises:
             InvalidInput: as ``read_keys``.
@@ -198,26 +199,26 @@ class Keyring:
         self._ended = threading.Event()
 
     def caller(self, key: bytes) -> Caller | None:
-        """Who asks with this key; None where it is none. From any thread."""
+        """Who asks with this key; None where it is unknown. From any thread."""
         return self._keys.caller(key)
 
     def start(self) -> None:
-        """Look after the file from now on."""
-        threading.Thread(target=self._look_after, name="muxserve-keys", daemon=True).start()
+        """Watch the file from now on."""
+        threading.Thread(target=self._watch, name="muxserve-keys", daemon=True).start()
 
     def close(self) -> None:
         """Look no more."""
         self._ended.set()
 
-    def _look_after(self) -> None:
+    def _watch(self) -> None:
         while not self._ended.wait(LOOK_EVERY_S):
             self.look()
 
     def look(self) -> None:
         """Take over what the file says now, if that is new and can be read.
 
-        Contents are compared and no times: a secret of Kubernetes changes by a link that is moved,
-        and its files keep their dates. What is being written is left until two looks agree.
+        Contents are compared, not times: a secret of Kubernetes changes by moving a link, and its
+        files keep their dates. A file that is being written is left until two looks agree.
         """
         seen: object
         content, others_may, failure = b"", False, None
@@ -274,7 +275,7 @@ def _parse(path: Path, content: bytes, server: LimitsConfig, narrowest: int) -> 
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise _refused(path, f"neither YAML nor JSON{line}") from None
     except Exception:
-        # PyYAML raises all kinds; none may pass, and none may be told.
+        # PyYAML raises all kinds of errors; none may pass, and no message may be shown.
         raise _refused(path, "neither YAML nor JSON in UTF-8") from None
     try:
         entries = KeysFile.model_validate(value).keys
@@ -311,8 +312,8 @@ def _told(error: ValidationError) -> str:
             if loc
             else KeysFile.model_fields
         )
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    return f"{where.lstrip('.')}: {message}" if where else message
+    where = dotted(loc)
+    return f"{where}: {message}" if where else message
 
 
 def _refused(path: Path, why: str) -> InvalidInput:

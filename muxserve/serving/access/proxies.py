@@ -1,8 +1,8 @@
 """A connection's peer and a header in, the address of the caller out.
 
-Whoever connects may write any header. So it is believed only from proxies that are configured, and
-of its addresses only the rightmost one that is no such proxy: what stands left of it, the client
-wrote.
+Anyone who connects can write any header. So the header is believed only from configured proxies,
+and of its addresses only the rightmost one that is not such a proxy: the client wrote what stands
+left of it.
 """
 
 import functools
@@ -16,12 +16,14 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class TrustedProxies:
-    """Proxies whose word is taken for the address that they ask for."""
+    """Proxies that are believed about the address that they ask for."""
 
     def __init__(self, networks: Sequence[str] = (), header: ProxyHeader = "x-forwarded-for"):
-        """Args:
-        networks: addresses and networks of proxies.
-        header: the one that they write.
+        """Trust some proxies.
+
+        Args:
+            networks: their addresses and networks.
+            header: the one that they write.
         """
         self._networks: list[_Network] = [ipaddress.ip_network(one) for one in networks]
         self.header = header
@@ -38,8 +40,8 @@ class TrustedProxies:
             values: of the header, in the order of its lines.
 
         Returns:
-            The rightmost address that is no trusted proxy's. Where a proxy did not say, or wrote
-            what is no address, that proxy itself.
+            The rightmost address that is not a trusted proxy's; or, where a proxy did not write an
+            address, that proxy's own.
         """
         caller = peer
         hops = self._hops(values)

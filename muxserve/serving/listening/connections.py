@@ -2,7 +2,7 @@
 
 A connection costs a file descriptor, and a process that has none left serves nobody. So there is a
 limit that leaves some for the rest, and room is made at the cost of connections that ask nothing.
-Deadlines are looked after by one sweep over all connections: a request sets no timer.
+One sweep over all connections keeps the deadlines; a request sets no timer.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: A listener takes no more by itself: each costs some 20 KB.
+#: Most connections of a listener by default: each costs some 20 KB.
 _MOST = 16_384
 #: Fewest connections that a listener has room for, however few descriptors there are.
 _FEWEST = 16
@@ -23,9 +23,9 @@ _FEWEST = 16
 _FEWEST_SPARE = 64
 #: The soft limit of descriptors is raised up to this, where the hard one lets it.
 _MOST_DESCRIPTORS = 65_536
-#: Where there is no room, an unfinished head or body is given up after so long.
+#: Where there is no room, an unfinished head, or body, is given up after so long.
 _PATIENCE_S = (1.0, 5.0)
-#: A listener that found no connection to give up looks again after so long.
+#: Where no connection could be given up, the next look is after so long.
 _LOOK_AGAIN_S = 0.05
 
 
@@ -77,7 +77,7 @@ class ConnectionsConfig(BaseModel):
 
 
 class Phase(IntEnum):
-    """What a connection is about."""
+    """What a connection is doing."""
 
     SILENT = 0  #: nothing came yet
     HEAD = 1
@@ -108,7 +108,7 @@ class Connection(Protocol):
 
 
 class Connections:
-    """Those of one listener; all of it belongs to the listener's event loop."""
+    """The connections of one listener. Belongs to the listener's event loop."""
 
     def __init__(self, config: ConnectionsConfig) -> None:
         self.config = config
@@ -145,7 +145,7 @@ class Connections:
 
     @property
     def crowded(self) -> bool:
-        """Whether those that are being refused are so many that none is told why any more."""
+        """Whether so many are being refused that they are closed without a reason."""
         return len(self._open) > self.limit + _FEWEST_SPARE // 2
 
     def forget(self, connection: Connection) -> None:

@@ -1,7 +1,8 @@
 """Bytes of one connection in, calls of the app out: uvicorn's HTTP/1.1 with limits of our own.
 
-A head has a size and a deadline; what cannot be read is answered in JSON, after whatever is being
-answered already; a wish for another protocol is passed over. Nothing that a client does is logged.
+A head has a size and a deadline. What cannot be read is answered in JSON, after the answers that
+are due before it. A request to upgrade to another protocol is ignored. Nothing that a client does
+is logged.
 """
 
 import asyncio
@@ -22,11 +23,11 @@ from muxserve.errors import MuxserveError, Overloaded
 from muxserve.serving.errors import BadRequest, HeadTimeout, HeadTooLarge
 from muxserve.serving.listening.connections import Connections, Phase
 
-#: Requests of one connection that wait for the one before; nobody's client sends so many.
+#: Requests of one connection that wait for the one before; no real client sends so many.
 _MOST_PIPELINED = 256
 #: A body in chunks may take so many bytes for each of its own: one of a byte takes 6.
 _FRAMING = 16
-#: A head of a request that wishes for HTTP/2 says so in these.
+#: Headers that ask to upgrade to HTTP/2.
 _OF_UPGRADES = (b"upgrade", b"http2-settings", b"connection")
 
 
@@ -73,7 +74,7 @@ class MuxProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> None:
-        # A client that closes its side has gone; what is still written has its deadline.
+        # A client that closes its side is not answered; what is still written has its deadline.
         self.phase, self.since_s = Phase.CLOSING, time.monotonic()
 
     def pause_writing(self) -> None:
@@ -119,8 +120,10 @@ class MuxProtocol(HttpToolsProtocol):
             self._refuse(BadRequest("the body's chunks are all framing, or its trailers too long"))
 
     def _feed(self, data: bytes | memoryview) -> None:
-        """Parse; at a wish for another protocol the parser stops behind the head, so that the
-        head is read again without the wish, and the rest after it.
+        """Parse.
+
+        At a request to upgrade, the parser stops behind the head. So the head is read again
+        without that request, and the rest after it.
         """
         while True:
             try:
@@ -164,12 +167,12 @@ class MuxProtocol(HttpToolsProtocol):
             self.phase, self.since_s = Phase.HEAD, time.monotonic()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer says nothing that we would believe
+        if self._in_head:  # a trailer is not believed
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._head_bytes > self._max_head_bytes:
-            # That was all that came with it; its own size is asked for only now.
+            # That counts all bytes that came with it; its own size takes longer to find.
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self._max_head_bytes:
                 self._stop(self._head_too_large())
@@ -192,7 +195,7 @@ class MuxProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self._in_head:
-            return  # read again, without its wish for another protocol
+            return  # read again, without the request to upgrade
         super().on_message_complete()
         self._whole = True
         if not self.pipeline:
@@ -276,7 +279,7 @@ class OneWrite(asyncio.Transport):
 
     def _flush(self) -> None:
         held, self._held = self._held, []
-        # Aborted meanwhile: nobody reads it, and a transport that has closed refuses it.
+        # Aborted meanwhile: nobody reads it, and a closed transport refuses it.
         if held and not self._transport.is_closing():
             self._transport.write(b"".join(held))
 

@@ -1,4 +1,4 @@
-"""An ASGI app and a port in, an HTTP server of this process out: no proxy before it.
+"""An ASGI app and a port in, an HTTP server in this process out, with no proxy before it.
 
 Ray Serve's proxies cost more per request than a small model's forward does. An ingress that listens
 by itself answers with uvicorn alone. Several ingresses of a machine may share the port: the kernel
@@ -24,7 +24,7 @@ from muxserve.serving.listening.connections import (
 from muxserve.serving.listening.http11 import MuxProtocol
 from muxserve.serving.listening.timers import Timer, Timers
 
-#: A request that takes longer is watched for a client that has gone; most are answered before.
+#: Only a request that takes longer is watched for a client that disconnects; most do not.
 _WATCH_AFTER_S = 0.1
 #: Listening sockets that share the port. uvloop takes one connection of each per turn of the loop,
 #: and under load a turn takes tens of milliseconds. A burst brings thousands of new clients: with
@@ -37,7 +37,7 @@ class Listener:
     """Serves an app on ``host:port`` from the running event loop."""
 
     def __init__(self, host: str, port: int, connections: ConnectionsConfig | None = None) -> None:
-        """Bind at once, so that a port that is taken is told before anything is loaded.
+        """Bind at once, so that a taken port shows before anything is loaded.
 
         Raises:
             InvalidInput: nothing can listen there.
@@ -59,7 +59,7 @@ class Listener:
             access_log=False,
             log_config=None,
             server_header=False,
-            # Whom to believe is security.trusted_proxies' to say, and no variable's.
+            # security.trusted_proxies says whom to believe, not an environment variable.
             proxy_headers=False,
         )
         self._connections.start()
@@ -77,7 +77,7 @@ class Listener:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to Ray, whose process this is."""
+    """Leaves signals to Ray, which owns the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -129,7 +129,7 @@ def _watching_clients(app: ASGIApp) -> ASGIApp:
 
 
 class _Watch:
-    """Looks whether the client of the current task's request has gone."""
+    """Looks whether the client of the current task's request has disconnected."""
 
     __slots__ = ("_answering", "_body_is_read", "_next", "_receive", "_timers", "client_is_gone")
 

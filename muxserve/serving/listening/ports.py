@@ -1,8 +1,8 @@
 """A port in, whether it is ours to listen on out.
 
 Ingresses of one application on one machine share a port: the kernel spreads connections over them.
-It would do so as well with those of another application or server, and a client would be answered
-by the wrong model without a word. So a port has one owner, told by a lock that its processes hold.
+It would do the same with those of another application, and the wrong model would answer without an
+error. So a port has one owner, and the owner's processes hold a lock.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from muxserve.errors import InvalidInput
 
-#: Whoever holds a lock alone holds it for microseconds.
+#: An exclusive lock is held for microseconds.
 _TRIES, _PAUSE_S = 50, 0.02
 #: Where ``free_block`` looks.
 _BLOCKS = (20_000, 30_000)
@@ -51,8 +51,8 @@ def check_port_is_free(host: str, port: int, field: str) -> None:
 def free_block(size: int) -> int:
     """The first of ``size`` ports in a row that are free on this machine's loopback address.
 
-    They lie below those that the kernel gives to clients, and others are unlikely to choose the
-    same: the first one is drawn.
+    They lie below those that the kernel gives to clients. The first one is drawn at random, so that
+    others are unlikely to choose the same.
 
     Raises:
         InvalidInput: there is no such block.
@@ -72,7 +72,7 @@ def free_block(size: int) -> int:
 class PortClaim:
     """This process's part in an owner's claim of a port; it ends with the process, or ``release``.
 
-    The lock is the kernel's (``flock``), so that a process that is killed leaves none behind.
+    The lock is the kernel's (``flock``), so a process that is killed leaves none behind.
     """
 
     def __init__(self, host: str, port: int, owner: str, field: str) -> None:

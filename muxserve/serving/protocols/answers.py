@@ -11,12 +11,12 @@ from muxserve.models.family import FamilySpec
 from muxserve.serving.protocols.schemas import ScoreFunction
 from muxserve.serving.service import Answered
 
-Entry = dict[str, Any]
+AnswerEntry = dict[str, Any]
 
 
 def entries(
     answered: Answered, spec: FamilySpec, function: ScoreFunction | None = None
-) -> list[list[Entry]]:
+) -> list[list[AnswerEntry]]:
     """Entries of every text: of its labels, best first, or of its words, in order.
 
     Args:
@@ -33,7 +33,7 @@ def entries(
 
 def _of_text(
     prediction: Prediction, tokens: Tokens, spec: FamilySpec, function: ScoreFunction | None
-) -> list[Entry]:
+) -> list[AnswerEntry]:
     scored = label_scores(prediction.logits, spec, raw=function is not None)
     scores = [one.score for one in scored]
     if function == "softmax":
@@ -49,7 +49,7 @@ def _of_text(
 
 def _of_words(
     prediction: Prediction, tokens: Tokens, spec: FamilySpec, function: ScoreFunction | None
-) -> list[Entry]:
+) -> list[AnswerEntry]:
     served = _served(prediction, tokens)
     return [
         {
@@ -64,8 +64,8 @@ def _of_words(
     ]
 
 
-def _served(prediction: Prediction, tokens: Tokens) -> Entry:
-    served: Entry = {"num_instances": prediction.num_instances}
+def _served(prediction: Prediction, tokens: Tokens) -> AnswerEntry:
+    served: AnswerEntry = {"num_instances": prediction.num_instances}
     if tokens.truncated:
         served["truncated"] = True
     return served

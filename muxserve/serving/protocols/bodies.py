@@ -1,10 +1,14 @@
 """An ASGI request's messages in, its body out, within a limit of bytes and of time.
 
-A body that says it is too large is refused before a byte of it is read; one that does not say so is
-refused at the message that makes it too large. One that came packed is unpacked within the same
-limits. Bodies that are still coming share a limit too, or a client that sends slowly on many
-connections would fill the memory.
+A body that says it is too large is refused before a byte of it is read, any other at the message
+that makes it too large. A compressed body is unpacked within the same limits. Bodies that are still
+coming share a limit too; otherwise a client that sends slowly on many connections would fill the
+memory.
 """
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from starlette.types import Receive, Scope
 
@@ -14,9 +18,11 @@ from muxserve.serving.errors import BodyTooLarge
 from muxserve.serving.listening.timers import Timers
 from muxserve.serving.protocols.unpacking import unpacked
 
-#: An unfinished body may have so many bytes for nothing: there are no more than connections.
+#: Bytes of an unfinished body that need no room: there are no more bodies than connections.
 _FREE_BYTES = 16_384
-#: Who holds less is too little to take others' room.
+#: A message is whole within this time, unless its sender is slow.
+_AT_ONCE_S = 1.0
+#: A caller who holds less is too small to take others' room.
 _BULK_BYTES = 1024 * 1024
 
 
@@ -28,10 +34,12 @@ class Bodies:
     """Reads bodies; those that are still coming take no more memory together than they may."""
 
     def __init__(self, most_bytes: int, timers: Timers) -> None:
-        """Args:
-        most_bytes: that the parts which came of one caller's unfinished bodies may have; all
-            callers together may have a quarter more.
-        timers: of the event loop.
+        """Limit what all bodies take together.
+
+        Args:
+            most_bytes: of what came of one caller's unfinished bodies; all callers together may
+                have a quarter more.
+            timers: of the event loop.
         """
         self._room = Room(most_bytes, _BULK_BYTES)
         self._timers = timers
@@ -46,7 +54,7 @@ class Bodies:
             DeadlineExceeded: it did not arrive within ``timeout_s``, however steadily it came.
             MalformedEncoding: it is not what its Content-Encoding says.
             Overloaded: too many bodies are coming.
-            UnsupportedEncoding: its Content-Encoding is none that is read here.
+            UnsupportedEncoding: its Content-Encoding is not supported.
             ClientGone: the client went away.
         """
         encodings = []
@@ -67,6 +75,44 @@ class Bodies:
                 return await unpacked(body, b", ".join(encodings), max_bytes) if encodings else body
         except TimeoutError:
             raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from None
+
+    async def read_message(
+        self,
+        read: Callable[[], Coroutine[Any, Any, bytes]],
+        max_bytes: int,
+        timeout_s: float,
+        caller: str,
+    ) -> bytes:
+        """The message of a gRPC call, which nobody sees before it is whole.
+
+        One that does not arrive at once counts as ``max_bytes`` until it does.
+
+        Args:
+            read: reads it; cancelled where it does not arrive.
+            max_bytes: that gRPC lets it have.
+            timeout_s: until it must be there.
+            caller: who sends it.
+
+        Raises:
+            DeadlineExceeded: it did not arrive within ``timeout_s``.
+            Overloaded: too many messages are coming.
+        """
+        reading = asyncio.ensure_future(read())
+        held = 0
+        try:
+            await asyncio.wait([reading], timeout=min(_AT_ONCE_S, timeout_s))
+            await asyncio.sleep(0)  # where this loop was late, and not the message
+            if not reading.done():
+                self._hold(caller, max_bytes)
+                held = max_bytes
+                await asyncio.wait([reading], timeout=timeout_s - _AT_ONCE_S)
+            if not reading.done():
+                raise DeadlineExceeded(f"the message did not arrive within {timeout_s:g} s")
+            return reading.result()
+        finally:
+            reading.cancel()
+            if held:
+                self._room.remove(caller, held)
 
     async def _read(self, receive: Receive, max_bytes: int, caller: str) -> bytes:
         chunks: list[bytes] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from starlette.types import Message, Scope, Send
 
-Headers = list[tuple[bytes, bytes]]
+from muxserve.serving.protocols.endpoint import Headers
 
 _METHODS = b"GET, POST"
 _ASKED = b"authorization, content-type, content-encoding, inference-header-content-length"
@@ -23,8 +23,10 @@ class Cors:
     """What browsers are told about other origins."""
 
     def __init__(self, origins: Sequence[str]) -> None:
-        """Args:
-        origins: as browsers send them, or ``*`` alone.
+        """Let pages of some origins ask.
+
+        Args:
+            origins: as browsers send them, or ``*`` alone.
         """
         self._every = list(origins) == ["*"]
         self._origins = {origin.encode() for origin in origins}

@@ -1,7 +1,7 @@
-"""A body's bytes in, what its JSON says out, for a cost that its size is worth.
+"""A body's bytes in, the value of its JSON out, at a cost in proportion to its size.
 
-Nobody waits while a body is read, so it has no more lists and objects than a request needs, and no
-nesting without end.
+Nothing else is answered while a body is parsed. So it may have no more lists and objects than a
+request needs, and no endless nesting.
 """
 
 import gc

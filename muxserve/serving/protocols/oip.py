@@ -5,7 +5,7 @@ client of either server asks the other. https://github.com/kserve/open-inference
 Triton's binary data and classification extensions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,22 @@ _OTHERS = {
     *("sequence_id", "sequence_start", "sequence_end", "priority"),
     *("binary_data_output", "headers", "triton_enable_empty_final_response"),
 }
-_OURS = ("max_num_instances", "isolation_key", "truncate", "timeout")
+#: Those that mean something: which values are right, and how an error says so.
+_OURS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_num_instances": (
+        lambda value: is_whole(value) and 1 <= value <= 1024,
+        "a whole number from 1 to 1024",
+    ),
+    "isolation_key": (
+        lambda value: isinstance(value, str) and 0 < len(value) <= 256,
+        "a text of at most 256 characters",
+    ),
+    "truncate": (lambda value: isinstance(value, bool), "true or false"),
+    "timeout": (
+        lambda value: is_whole(value) and 0 <= value <= _MOST_TIMEOUT,
+        "microseconds, a whole number of 64 bits",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +292,7 @@ def read_classes(value: object) -> int:
     """The parameter ``classification`` of an output.
 
     Raises:
-        InvalidInput: it is no count.
+        InvalidInput: it is not a count.
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_CLASSES:
         raise InvalidInput(
@@ -303,7 +318,7 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of ``TextService.classify``.
 
     Raises:
-        InvalidInput: for one that nobody knows, or a value that cannot be.
+        InvalidInput: for an unknown parameter, or a value that cannot be.
     """
     if len(parameters) > MOST_TENSORS:
         raise InvalidInput(
@@ -313,23 +328,12 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in parameters.items():
         if name in _OTHERS:
             continue
-        right = {
-            "max_num_instances": is_whole(value) and 1 <= value <= 1024,
-            "isolation_key": isinstance(value, str) and 0 < len(value) <= 256,
-            "truncate": isinstance(value, bool),
-            "timeout": is_whole(value) and 0 <= value <= _MOST_TIMEOUT,
-        }
-        if name not in right:
+        if name not in _OURS:
             raise InvalidInput(
                 f"unknown parameter {shown(name)}; there are {', '.join(_OURS)}", field="parameters"
             )
-        if not right[name]:
-            expected = {
-                "max_num_instances": "a whole number from 1 to 1024",
-                "isolation_key": "a text of at most 256 characters",
-                "truncate": "true or false",
-                "timeout": "microseconds, a whole number of 64 bits",
-            }[name]
+        is_right, expected = _OURS[name]
+        if not is_right(value):
             raise InvalidInput(
                 f"parameter {name}: expected {expected}, got {shown(value)}", field="parameters"
             )

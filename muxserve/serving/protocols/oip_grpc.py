@@ -5,9 +5,7 @@ talk to both.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,40 +13,17 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from muxserve import __version__
-from muxserve.errors import InvalidInput, MuxserveError
-from muxserve.serving.access.doors import Door
-from muxserve.serving.errors import BodyTooLarge, Internal, NotFound, Unauthenticated
+from muxserve.errors import InvalidInput
+from muxserve.serving.access.authentication import Authenticator
+from muxserve.serving.errors import BodyTooLarge, NotFound
 from muxserve.serving.listening.connections import ConnectionsConfig, grpc_connections_allowed
-from muxserve.serving.protocols.grpc_gate import Gate, refuse_call
-from muxserve.serving.protocols.oip import (
-    MOST_TENSORS,
-    VERSION,
-    Inference,
-    Model,
-    Wanted,
-    as_bytes,
-    datatype,
-    read_byte_strings,
-    read_classes,
-    read_texts,
-)
-from muxserve.serving.protocols.schemas import check_count
-from muxserve.serving.service import TextService
+from muxserve.serving.protocols import oip
+from muxserve.serving.protocols.grpc_interceptor import CallInterceptor
+from muxserve.serving.service import TextService, check_count
 
-log = logging.getLogger(__name__)
-
-_STATUS = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    404: grpc.StatusCode.NOT_FOUND,
-    413: grpc.StatusCode.INVALID_ARGUMENT,
-    422: grpc.StatusCode.INVALID_ARGUMENT,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
 #: Seconds that calls under way get to end when the server stops.
 _GRACE_S = 20.0
 
-Response = TypeVar("Response")
 #: ``grpc.aio.ServicerContext``; the package has no types.
 Context = Any
 
@@ -62,19 +37,20 @@ class GrpcListener:
         host: str,
         port: int,
         connections: ConnectionsConfig | None = None,
-        door: Door | None = None,
+        authenticator: Authenticator | None = None,
     ) -> None:
-        """Bind at once. Without a door, whoever reaches the port may ask.
+        """Bind at once. Without an authenticator, anyone who reaches the port may ask.
 
         Raises:
             InvalidInput: nothing can listen there.
         """
         most = service.limits.max_body_bytes
         options = _options(connections or ConnectionsConfig(), most)
-        door = door or Door()
-        self._server = grpc.aio.server(options=options, interceptors=[Gate(door, _METHODS)])
+        authenticator = authenticator or Authenticator()
+        interceptor = CallInterceptor(service, authenticator, _METHODS, _REQUESTS)
+        self._server = grpc.aio.server(options=options, interceptors=[interceptor])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            _Servicer(service, door), self._server
+            _Servicer(service, authenticator), self._server
         )
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -116,12 +92,12 @@ def _options(config: ConnectionsConfig, max_body_bytes: int) -> list[tuple[str, 
 
 
 class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """What is not here is UNIMPLEMENTED."""
+    """Methods that are not here are UNIMPLEMENTED; the interceptor tells errors."""
 
-    def __init__(self, service: TextService, door: Door) -> None:
+    def __init__(self, service: TextService, authenticator: Authenticator) -> None:
         self._service = service
-        self._model = Model(service)
-        self._door = door
+        self._model = oip.Model(service)
+        self._authenticator = authenticator
 
     async def ServerLive(self, _: Any, __: Context) -> Any:  # noqa: N802 - gRPC's names
         return pb.ServerLiveResponse(live=True)
@@ -133,7 +109,7 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
         try:
             self._model.check(request.name, request.version)
         except NotFound:
-            # A question, and no mistake: as Triton answers it.
+            # A question, not a mistake: Triton answers it in this way.
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=await self._model.ready())
 
@@ -142,67 +118,46 @@ class _Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[
             name="muxserve", version=__version__, extensions=["classification"]
         )
 
-    async def ModelMetadata(self, request: Any, context: Context) -> Any:  # noqa: N802
-        async def answer() -> Any:
-            self._model.check(request.name, request.version)
-            return pb.ModelMetadataResponse(**self._model.metadata())
-
-        return await _told(context, answer)
+    async def ModelMetadata(self, request: Any, _: Context) -> Any:  # noqa: N802
+        self._model.check(request.name, request.version)
+        return pb.ModelMetadataResponse(**self._model.metadata())
 
     async def ModelInfer(self, request: Any, context: Context) -> Any:  # noqa: N802
-        async def answer() -> Any:
-            caller = self._door.grpc_caller(context.peer(), context.invocation_metadata())
-            self._model.check(request.model_name, request.model_version)
-            limits = self._service.limits_of(caller)
-            if request.ByteSize() > limits.max_body_bytes:
-                raise BodyTooLarge(
-                    f"the message is over {limits.max_body_bytes} bytes; send the texts in several"
-                )
-            arrays = await self._model.infer(
-                _read(request, limits.max_texts_per_request), caller, context.time_remaining()
+        # Looked up again: the key may have been taken away while the message came.
+        caller = self._authenticator.grpc_caller(context.peer(), context.invocation_metadata())
+        self._model.check(request.model_name, request.model_version)
+        limits = self._service.limits_of(caller)
+        if request.ByteSize() > limits.max_body_bytes:
+            raise BodyTooLarge(
+                f"the message is over {limits.max_body_bytes} bytes; send the texts in several"
             )
-            return _write(request, self._model.name, arrays)
-
-        return await _told(context, self._service.fates.counted(answer))
+        arrays = await self._model.infer(
+            _read(request, limits.max_texts_per_request), caller, context.time_remaining()
+        )
+        return _write(request, self._model.name, arrays)
 
 
 _METHODS = {name for name in vars(_Servicer) if not name.startswith("_")}
+_REQUESTS = {"ModelInfer"}
 
 
-async def _told(context: Context, answer: Callable[[], Awaitable[Response]]) -> Response:
-    """The answer, or an error as a gRPC status with our message."""
-    try:
-        return await answer()
-    except MuxserveError as error:
-        failure = error
-    except Exception:
-        log.exception("a call failed unexpectedly")
-        failure = Internal()
-    if isinstance(failure, Unauthenticated):
-        # The key was taken away since the call came in.
-        await refuse_call(context, failure)
-    status = _STATUS.get(failure.status, grpc.StatusCode.INTERNAL)
-    await context.abort(status, failure.message)
-    raise AssertionError("abort raises")
-
-
-def _read(request: Any, most_texts: int) -> Inference:
+def _read(request: Any, most_texts: int) -> oip.Inference:
     for name in ("outputs", "parameters"):
-        if len(getattr(request, name)) > MOST_TENSORS:
-            raise InvalidInput(f"{name}: at most {MOST_TENSORS}", field=name)
+        if len(getattr(request, name)) > oip.MOST_TENSORS:
+            raise InvalidInput(f"{name}: at most {oip.MOST_TENSORS}", field=name)
     if len(request.inputs) != 1:
         raise InvalidInput(f"expected one input, got {len(request.inputs)}", field="inputs")
     (given,) = request.inputs
-    texts = read_texts(
+    texts = oip.read_texts(
         given.name, given.datatype, given.shape, _elements(request, given, most_texts)
     )
     outputs = []
     for one in request.outputs:
         asked = "classification" in one.parameters
-        count = read_classes(_value(one.parameters["classification"])) if asked else 0
-        outputs.append(Wanted(one.name, count))
+        count = oip.read_classes(_value(one.parameters["classification"])) if asked else 0
+        outputs.append(oip.Wanted(one.name, count))
     parameters = {name: _value(one) for name, one in request.parameters.items()}
-    return Inference(texts, parameters, outputs)
+    return oip.Inference(texts, parameters, outputs)
 
 
 def _elements(request: Any, given: Any, most_texts: int) -> list[bytes]:
@@ -217,7 +172,7 @@ def _elements(request: Any, given: Any, most_texts: int) -> list[bytes]:
         )
     if given.contents.ByteSize():
         raise InvalidInput("the input has both contents and raw_input_contents", field="inputs")
-    return read_byte_strings(raw[0], most_texts)
+    return oip.read_byte_strings(raw[0], most_texts)
 
 
 def _value(parameter: Any) -> Any:
@@ -226,8 +181,8 @@ def _value(parameter: Any) -> Any:
 
 
 def _write(request: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    response = pb.ModelInferResponse(model_name=name, model_version=VERSION, id=request.id)
+    response = pb.ModelInferResponse(model_name=name, model_version=oip.VERSION, id=request.id)
     for output, array in arrays.items():
-        response.outputs.add(name=output, datatype=datatype(array), shape=array.shape)
-        response.raw_output_contents.append(as_bytes(array))
+        response.outputs.add(name=output, datatype=oip.datatype(array), shape=array.shape)
+        response.raw_output_contents.append(oip.as_bytes(array))
     return response

@@ -4,9 +4,7 @@ What ``tritonclient.http`` sends and reads, its binary data extension included. 
 ``{"error": message}`` with our statuses, as its clients read them.
 """
 
-import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,41 +12,36 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from muxserve import __version__
 from muxserve.errors import InvalidInput, MuxserveError, NotReady
 from muxserve.models.files import is_whole
-from muxserve.serving.access.callers import CALLER, Caller
-from muxserve.serving.errors import Internal, shown
-from muxserve.serving.protocols.bodies import ClientGone
-from muxserve.serving.protocols.oip import (
-    MOST_TENSORS,
-    VERSION,
-    Inference,
-    Model,
-    Wanted,
-    as_bytes,
-    datatype,
-    read_byte_strings,
-    read_classes,
-    read_texts,
-)
-from muxserve.serving.protocols.schemas import check_count, parse
-from muxserve.serving.service import TextService
-
-log = logging.getLogger(__name__)
+from muxserve.serving.errors import NotFound, shown
+from muxserve.serving.protocols import oip
+from muxserve.serving.protocols.bodies import Bodies
+from muxserve.serving.protocols.endpoint import Reply, TextEndpoint, TextRequest
+from muxserve.serving.protocols.openapi import Operation, Responses, get, text_errors
+from muxserve.serving.protocols.schemas import OipErrorBody, parse
+from muxserve.serving.service import TextService, check_count
 
 _LENGTH = b"inference-header-content-length"
 #: Digits of the longest length that can be; Python refuses to read thousands of them.
 _LENGTH_DIGITS = 18
 
+_UNKNOWN_MODEL: Responses = {
+    NotFound.status: {
+        "model": OipErrorBody,
+        "description": "`not_found`: another model, or another version",
+    }
+}
+_NOT_READY: Responses = {NotReady.status: {"model": OipErrorBody, "description": "`not_ready`"}}
+
 
 def _few(entries: Any) -> Any:
     """Tensors and parameters are counted before any is looked at."""
-    if isinstance(entries, list | dict) and len(entries) > MOST_TENSORS:
-        raise ValueError(f"at most {MOST_TENSORS}, got {len(entries)}")
+    if isinstance(entries, list | dict) and len(entries) > oip.MOST_TENSORS:
+        raise ValueError(f"at most {oip.MOST_TENSORS}, got {len(entries)}")
     return entries
 
 
@@ -89,114 +82,91 @@ class InferBody(_Lenient):
     )
 
 
-def routes(service: TextService) -> list[Route]:
-    """Everything below ``/v2``."""
-    model = Model(service)
-    told: dict[str, Callable[[Request], Awaitable[Any]]] = {}
+class OipRest:
+    """The protocol over one service."""
 
-    async def server(_: Request) -> Any:
-        extensions = ["binary_tensor_data", "classification"]
-        return {"name": "muxserve", "version": __version__, "extensions": extensions}
-
-    async def live(_: Request) -> Any:
-        return {"live": True}
-
-    async def ready(_: Request) -> Any:
-        if not await model.ready():
-            raise NotReady("no engine has warmed up yet; try again later")
-        return {"ready": True}
-
-    async def metadata(request: Request) -> Any:
-        model.check(**_named(request))
-        return model.metadata()
-
-    async def model_ready(request: Request) -> Any:
-        model.check(**_named(request))
-        return {"name": model.name, **await ready(request)}
-
-    told["/v2"] = server
-    told["/v2/health/live"] = live
-    told["/v2/health/ready"] = ready
-    infer = service.fates.counted_app(_Infer(model, service))
-    found = []
-    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        told[base] = metadata
-        told[f"{base}/ready"] = model_ready
-        found.append(Route(f"{base}/infer", infer, methods=["POST"]))
-    return [*found, *(Route(path, _telling(get), methods=["GET"]) for path, get in told.items())]
-
-
-def _telling(get: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        try:
-            return Response(orjson.dumps(await get(request)), media_type="application/json")
-        except MuxserveError as error:
-            return Response(as_json(error), error.status, media_type="application/json")
-
-    return answer
-
-
-def _named(request: Request) -> dict[str, str]:
-    return dict(request.path_params)
-
-
-class _Infer:
-    """The ASGI endpoint that answers texts."""
-
-    def __init__(self, model: Model, service: TextService) -> None:
-        self._model = model
+    def __init__(self, service: TextService) -> None:
         self._service = service
+        self._model = oip.Model(service)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began_s = time.monotonic()
-        service, caller = self._service, scope[CALLER]
-        limits = service.limits_of(caller)
-        headers: list[tuple[bytes, bytes]] = []
-        status, content_type = 200, b"application/json"
-        try:
-            self._model.check(**scope["path_params"])
-            await service.check_room(caller)
-            body = await service.bodies.read(
-                scope, receive, limits.max_body_bytes, limits.request_timeout_s, caller.name
-            )
-            content, json_bytes = await self._answer(body, _headers(scope), began_s, caller)
-            if json_bytes is not None:
-                content_type = b"application/octet-stream"
-                headers.append((_LENGTH, str(json_bytes).encode()))
-        except ClientGone:
-            return
-        except MuxserveError as error:
-            status, content = error.status, as_json(error)
-        except Exception:
-            log.exception("a request failed unexpectedly")
-            status, content = 500, as_json(Internal())
-        headers += [
-            (b"content-type", content_type),
-            (b"content-length", str(len(content)).encode()),
+    def operations(self, bodies: Bodies) -> list[Operation]:
+        """Everything below ``/v2``; ``bodies`` reads what comes."""
+        infer = TextEndpoint(self._model_infer, self._service, bodies, write_error, self._check)
+        operations = [
+            get("/v2", self._server_metadata, dict[str, Any]),
+            get("/v2/health/live", self._server_live, dict[str, bool]),
+            get("/v2/health/ready", self._server_ready, dict[str, bool], _NOT_READY),
         ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        not_ready = {**_UNKNOWN_MODEL, **_NOT_READY}
+        no_answer = {**text_errors(OipErrorBody), **_UNKNOWN_MODEL}
+        for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            operations += [
+                get(base, self._model_metadata, dict[str, Any], _UNKNOWN_MODEL),
+                get(f"{base}/ready", self._model_ready, dict[str, Any], not_ready),
+                Operation(
+                    "POST",
+                    f"{base}/infer",
+                    infer,
+                    self._model_infer,
+                    dict[str, Any],
+                    InferBody,
+                    no_answer,
+                ),
+            ]
+        return operations
 
-    async def _answer(
-        self, body: bytes, headers: Mapping[bytes, bytes], began_s: float, caller: Caller
-    ) -> tuple[bytes, int | None]:
-        """The response's body, and the bytes of its JSON where binary data follows them."""
-        json_end = _json_end(headers, len(body))
-        most_texts = self._service.limits_of(caller).max_texts_per_request
-        asked = parse(InferBody, body[:json_end], most_texts)
-        inference = _read(asked, body[json_end:], most_texts)
-        arrays = await self._model.infer(inference, caller, since_s=began_s)
-        all_binary = (asked.parameters or {}).get("binary_data_output") is True
+    async def _server_metadata(self, _: Request) -> Response:
+        """Open Inference Protocol: name, version and extensions of the server."""
+        extensions = ["binary_tensor_data", "classification"]
+        return _json({"name": "muxserve", "version": __version__, "extensions": extensions})
+
+    async def _server_live(self, _: Request) -> Response:
+        """Open Inference Protocol: the process is alive."""
+        return _json({"live": True})
+
+    async def _server_ready(self, _: Request) -> Response:
+        """Open Inference Protocol: an engine has warmed up and answers."""
+        await self._check_ready()
+        return _json({"ready": True})
+
+    async def _model_metadata(self, request: Request) -> Response:
+        """Open Inference Protocol: inputs and outputs of the family's model."""
+        self._check(request.scope)
+        return _json(self._model.metadata())
+
+    async def _model_ready(self, request: Request) -> Response:
+        """Open Inference Protocol: the model would answer now."""
+        self._check(request.scope)
+        await self._check_ready()
+        return _json({"name": self._model.name, "ready": True})
+
+    def _check(self, scope: Scope) -> None:
+        """Raise NotFound where the path names another model or version."""
+        self._model.check(**scope["path_params"])
+
+    async def _check_ready(self) -> None:
+        if not await self._model.ready():
+            raise NotReady("no engine has warmed up yet; try again later")
+
+    async def _model_infer(self, asked: TextRequest) -> Reply:
+        """Open Inference Protocol: texts in, arrays out; with Triton's binary data extension
+        too."""
+        json_end = _json_end(dict(asked.headers), len(asked.body))
+        most_texts = self._service.limits_of(asked.caller).max_texts_per_request
+        body = parse(InferBody, asked.body[:json_end], most_texts)
+        inference = _read(body, asked.body[json_end:], most_texts)
+        arrays = await self._model.infer(inference, asked.caller, since_s=asked.began_s)
+        all_binary = (body.parameters or {}).get("binary_data_output") is True
         binary = {one.name for one in inference.outputs if one.binary}
         described, parts = [], []
         for name, array in arrays.items():
             one: dict[str, Any] = {
                 "name": name,
-                "datatype": datatype(array),
+                "datatype": oip.datatype(array),
                 "shape": list(array.shape),
             }
-            if name in binary or (all_binary and not asked.outputs):
-                parts.append(as_bytes(array))
+            if name in binary or (all_binary and not body.outputs):
+                parts.append(oip.as_bytes(array))
                 one["parameters"] = {"binary_data_size": len(parts[-1])}
             else:
                 one["data"] = _values(array)
@@ -204,16 +174,19 @@ class _Infer:
         head = orjson.dumps(
             {
                 "model_name": self._model.name,
-                "model_version": VERSION,
-                **({"id": asked.id} if asked.id else {}),
+                "model_version": oip.VERSION,
+                **({"id": body.id} if body.id else {}),
                 "outputs": described,
             }
         )
-        return b"".join([head, *parts]), len(head) if parts else None
+        if not parts:
+            return Reply(200, head)
+        headers = [(_LENGTH, str(len(head)).encode())]
+        return Reply(200, b"".join([head, *parts]), headers, b"application/octet-stream")
 
 
-def _headers(scope: Scope) -> dict[bytes, bytes]:
-    return dict(scope["headers"])
+def _json(content: Any) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
 
 
 def _json_end(headers: Mapping[bytes, bytes], size: int) -> int:
@@ -230,7 +203,7 @@ def _json_end(headers: Mapping[bytes, bytes], size: int) -> int:
     return int(stated)
 
 
-def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
+def _read(asked: InferBody, binary: bytes, most_texts: int) -> oip.Inference:
     if len(asked.inputs) != 1:
         raise InvalidInput(f"expected one input, got {len(asked.inputs)}", field="inputs")
     (given,) = asked.inputs
@@ -244,7 +217,7 @@ def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
             )
         if given.data is not None:
             raise InvalidInput("the input has both data and binary data", field="inputs")
-        values = read_byte_strings(binary, most_texts)
+        values = oip.read_byte_strings(binary, most_texts)
     elif binary:
         raise InvalidInput(
             f"{len(binary)} bytes follow the JSON, and the input has no binary_data_size",
@@ -254,13 +227,13 @@ def _read(asked: InferBody, binary: bytes, most_texts: int) -> Inference:
         raise InvalidInput("the input has neither data nor binary data", field="inputs")
     else:
         values = _flat(given.data, most_texts)
-    texts = read_texts(given.name, given.datatype, given.shape, values)
+    texts = oip.read_texts(given.name, given.datatype, given.shape, values)
     outputs = []
     for one in asked.outputs or ():
         parameters = one.parameters or {}
-        count = read_classes(parameters.get("classification", 0))
-        outputs.append(Wanted(one.name, count, parameters.get("binary_data") is True))
-    return Inference(texts, asked.parameters or {}, outputs)
+        count = oip.read_classes(parameters.get("classification", 0))
+        outputs.append(oip.Wanted(one.name, count, parameters.get("binary_data") is True))
+    return oip.Inference(texts, asked.parameters or {}, outputs)
 
 
 def _flat(data: Sequence[Any], most_texts: int) -> list[Any]:
@@ -282,6 +255,6 @@ def _values(array: np.ndarray) -> list[Any]:
     return [one.decode() if isinstance(one, bytes) else one for one in values]
 
 
-def as_json(error: MuxserveError) -> bytes:
+def write_error(error: MuxserveError) -> bytes:
     """The body of an error."""
     return orjson.dumps({"error": error.message, "code": error.code})

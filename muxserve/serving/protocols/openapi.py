@@ -1,38 +1,23 @@
-"""No data in, the OpenAPI description of the HTTP interface out.
+"""The operations of the HTTP interface in, their OpenAPI description out.
 
-The functions here have the types of the interface and no bodies: FastAPI derives the description
-from them. They never serve a request: ``muxserve.serving.protocols.http`` does, without FastAPI's
-cost.
+An ``Operation`` is the one description of a route: the app makes its Starlette route from it, and
+``describe`` its part of the document.
 """
 
-import copy
-from collections.abc import Callable
-from typing import Any
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from fastapi import FastAPI
-from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, TypeAdapter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from muxserve import __version__
-from muxserve.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, TextTooLong
-from muxserve.serving.errors import (
-    Internal,
-    MalformedJson,
-    NotFound,
-    Unauthenticated,
-    UnsupportedEncoding,
-)
-from muxserve.serving.protocols.oip_rest import InferBody
-from muxserve.serving.protocols.schemas import (
-    ClassificationRequest,
-    EntityEntry,
-    ErrorBody,
-    Health,
-    LabelEntry,
-    OipErrorBody,
-    PredictRequest,
-    TokenClassificationRequest,
-    WordEntry,
-)
+from muxserve.errors import DeadlineExceeded, InvalidInput, Overloaded, TextTooLong
+from muxserve.serving.errors import Internal, MalformedJson, Unauthenticated, UnsupportedEncoding
 
 _ABOUT = """
 Texts in, labels and scores of the texts or of their words out, by a data-multiplexed language
@@ -41,162 +26,137 @@ model: N texts share one forward pass, and every answer says which N served it.
 Every error has the body `{"error": code, "message": ..., "field": ...}`; codes are stable.
 """
 
-_TEXT_ERRORS: dict[int | str, dict[str, Any]] = {
-    MalformedJson.status: {
-        "model": ErrorBody,
-        "description": "`malformed_json`, `malformed_encoding`",
-    },
-    TextTooLong.status: {
-        "model": ErrorBody,
-        "description": "`text_too_long` (with truncate false, or over the limit of characters), "
-        "`too_many_texts`, `body_too_large`",
-    },
-    UnsupportedEncoding.status: {"model": ErrorBody, "description": "`unsupported_encoding`"},
-    InvalidInput.status: {"model": ErrorBody, "description": "`invalid_input`: names the field"},
-    Internal.status: {"model": ErrorBody, "description": "`forward_failed`, `internal`"},
-    Overloaded.status: {
-        "model": ErrorBody,
-        "description": "`overloaded`, `not_ready`",
-        "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
-    },
-    DeadlineExceeded.status: {"model": ErrorBody, "description": "`deadline_exceeded`"},
-}
-_UNKNOWN_MODEL: dict[int | str, dict[str, Any]] = {
-    NotFound.status: {
-        "model": OipErrorBody,
-        "description": "`not_found`: another model, or another version",
-    }
-}
-_OIP_NOT_READY: dict[int | str, dict[str, Any]] = {
-    NotReady.status: {"model": OipErrorBody, "description": "`not_ready`"}
-}
-_OIP_ERRORS: dict[int | str, dict[str, Any]] = {
-    **{status: {**error, "model": OipErrorBody} for status, error in _TEXT_ERRORS.items()},
-    **_UNKNOWN_MODEL,
-}
-_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Labels and scores, best first.",
-        "headers": {
-            "x-muxserve-num-instances": {
-                "schema": {"type": "integer"},
-                "description": "The widest N that served a text of this request.",
-            },
-            "x-muxserve-truncated": {
-                "schema": {"type": "integer"},
-                "description": "How many texts were cut to the length limit.",
-            },
-        },
-    }
-}
-
 _REFUSED = {
     "description": "`unauthenticated`: no API key, or one that nobody has",
     "headers": {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "Bearer."}},
 }
 
-_described = FastAPI(title="muxserve", version=__version__, description=_ABOUT)
+Handler = Callable[[Request], Awaitable[Response]]
+#: What OpenAPI says of responses by their status; ``model`` is the type of a body.
+Responses = Mapping[int, Mapping[str, Any]]
 
 
-@_described.post(
-    "/predict", responses={**_ANSWER, **_TEXT_ERRORS}, response_model_exclude_none=True
-)
-def predict(
-    body: PredictRequest,
-) -> list[LabelEntry] | list[list[LabelEntry]] | list[WordEntry] | list[list[WordEntry]]:
-    """Classify, in the shape of text-embeddings-inference: one list for a text, a list of lists for
-    a list of texts. A family that labels words answers with an entry for each word."""
-    raise NotImplementedError
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path: what serves it, and what clients are told of it.
+
+    Attributes:
+        method: of HTTP.
+        path: as Starlette writes it.
+        endpoint: serves it.
+        handler: its name and its docstring are those of the operation.
+        answer: type of the body of a 200; ``str`` is plain text, everything else JSON.
+        body: type of the request's body, if it has one.
+        responses: what else there is to say of responses.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    endpoint: ASGIApp | Handler
+    handler: Callable[..., Any]
+    answer: Any
+    body: Any = None
+    responses: Responses = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """In words with underscores."""
+        return self.handler.__name__.strip("_")
 
 
-@_described.post("/", responses={**_ANSWER, **_TEXT_ERRORS}, response_model_exclude_none=True)
-def classify(
-    body: ClassificationRequest | TokenClassificationRequest,
-) -> list[list[LabelEntry]] | list[EntityEntry] | list[list[EntityEntry]]:
-    """Classify, in the shape of `huggingface_hub.InferenceClient(...).text_classification`, or of
-    `.token_classification` where the family labels words."""
-    raise NotImplementedError
+def get(path: str, handler: Handler, answer: Any, responses: Responses | None = None) -> Operation:
+    """An operation without a body, which its handler serves."""
+    return Operation("GET", path, handler, handler, answer, responses=responses or {})
 
 
-@_described.get("/health")
-def health() -> Health:
-    """The process is alive."""
-    raise NotImplementedError
+def text_errors(model: type[BaseModel]) -> Responses:
+    """Why a request for texts gets no answer, with bodies of type ``model``."""
+    told: dict[int, dict[str, Any]] = {
+        MalformedJson.status: {"description": "`malformed_json`, `malformed_encoding`"},
+        TextTooLong.status: {
+            "description": "`text_too_long` (with truncate false, or over the limit of "
+            "characters), `too_many_texts`, `body_too_large`"
+        },
+        UnsupportedEncoding.status: {"description": "`unsupported_encoding`"},
+        InvalidInput.status: {"description": "`invalid_input`: names the field"},
+        Internal.status: {"description": "`forward_failed`, `internal`"},
+        Overloaded.status: {
+            "description": "`overloaded`, `not_ready`",
+            "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+        },
+        DeadlineExceeded.status: {"description": "`deadline_exceeded`"},
+    }
+    return {status: {**one, "model": model} for status, one in told.items()}
 
 
-@_described.get(
-    "/ready", responses={NotReady.status: {"model": ErrorBody, "description": "`not_ready`"}}
-)
-def ready() -> Health:
-    """An engine has warmed up and answers."""
-    raise NotImplementedError
-
-
-@_described.get("/stats")
-def stats() -> dict[str, Any]:
-    """Counters of every engine since it started, and of this ingress."""
-    raise NotImplementedError
-
-
-@_described.get("/metrics", response_class=PlainTextResponse)
-def metrics() -> str:
-    """The same counters in the text format of Prometheus."""
-    raise NotImplementedError
-
-
-@_described.get("/v2")
-def server_metadata() -> dict[str, Any]:
-    """Open Inference Protocol: name, version and extensions of the server."""
-    raise NotImplementedError
-
-
-@_described.get("/v2/health/live")
-def server_live() -> dict[str, bool]:
-    """Open Inference Protocol: the process is alive."""
-    raise NotImplementedError
-
-
-@_described.get("/v2/health/ready", responses=_OIP_NOT_READY)
-def server_ready() -> dict[str, bool]:
-    """Open Inference Protocol: an engine has warmed up and answers."""
-    raise NotImplementedError
-
-
-@_described.get("/v2/models/{name}", responses=_UNKNOWN_MODEL)
-@_described.get("/v2/models/{name}/versions/{version}", responses=_UNKNOWN_MODEL)
-def model_metadata(name: str, version: str = "1") -> dict[str, Any]:
-    """Open Inference Protocol: inputs and outputs of the family's model."""
-    raise NotImplementedError
-
-
-@_described.get("/v2/models/{name}/ready", responses={**_UNKNOWN_MODEL, **_OIP_NOT_READY})
-@_described.get(
-    "/v2/models/{name}/versions/{version}/ready", responses={**_UNKNOWN_MODEL, **_OIP_NOT_READY}
-)
-def model_ready(name: str, version: str = "1") -> dict[str, Any]:
-    """Open Inference Protocol: the model would answer now."""
-    raise NotImplementedError
-
-
-@_described.post("/v2/models/{name}/infer", responses=_OIP_ERRORS)
-@_described.post("/v2/models/{name}/versions/{version}/infer", responses=_OIP_ERRORS)
-def model_infer(name: str, body: InferBody, version: str = "1") -> dict[str, Any]:
-    """Open Inference Protocol: texts in, arrays out; with Triton's binary data extension too."""
-    raise NotImplementedError
-
-
-def describe(needs_key: Callable[[str], bool] = lambda _: False) -> dict[str, Any]:
+def describe(operations: Sequence[Operation], needs_key: Callable[[str], bool]) -> dict[str, Any]:
     """The OpenAPI document.
 
     Args:
+        operations: all that there are.
         needs_key: whether a path asks for an API key.
     """
-    document = copy.deepcopy(_described.openapi())
-    closed = [path for path in document["paths"] if needs_key(path)]
-    if closed:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path in closed:
-        for operation in document["paths"][path].values():
-            operation["security"] = [{"key": []}]
-            operation["responses"][str(Unauthenticated.status)] = _REFUSED
-    return document
+    schemas, definitions = _schemas(operations)
+    components: dict[str, Any] = {"schemas": definitions}
+    paths: dict[str, dict[str, Any]] = {}
+    for one in operations:
+        described = _described(one, schemas)
+        if needs_key(one.path):
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            described["security"] = [{"key": []}]
+            described["responses"][str(Unauthenticated.status)] = _REFUSED
+        paths.setdefault(one.path, {})[one.method.lower()] = described
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "muxserve", "version": __version__, "description": _ABOUT},
+        "paths": paths,
+        "components": components,
+    }
+
+
+_Schemas = Mapping[tuple[Any, Literal["validation", "serialization"]], dict[str, Any]]
+
+
+def _schemas(operations: Iterable[Operation]) -> tuple[_Schemas, dict[str, Any]]:
+    """JSON schemas of all types, and of the models within them by name."""
+    bodies, answers = [], []
+    for one in operations:
+        bodies += [] if one.body is None else [one.body]
+        answers.append(one.answer)
+        answers += [told["model"] for told in one.responses.values() if "model" in told]
+    schemas, rest = TypeAdapter.json_schemas(
+        [
+            *((kind, "validation", TypeAdapter(kind)) for kind in dict.fromkeys(bodies)),
+            *((kind, "serialization", TypeAdapter(kind)) for kind in dict.fromkeys(answers)),
+        ],
+        ref_template="#/components/schemas/{model}",
+    )
+    return schemas, rest["$defs"]
+
+
+def _described(one: Operation, schemas: _Schemas) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "summary": one.name.replace("_", " ").title(),
+        "description": inspect.getdoc(one.handler),
+        "operationId": re.sub(r"\W", "_", f"{one.name}{one.path}_{one.method.lower()}"),
+    }
+    if names := re.findall(r"{(\w+)}", one.path):
+        described["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    if one.body is not None:
+        content = {"application/json": {"schema": schemas[one.body, "validation"]}}
+        described["requestBody"] = {"required": True, "content": content}
+
+    def told(response: Mapping[str, Any]) -> dict[str, Any]:
+        found = {key: value for key, value in response.items() if key != "model"}
+        if (kind := response.get("model")) is not None:
+            media_type = "text/plain" if kind is str else "application/json"
+            found["content"] = {media_type: {"schema": schemas[kind, "serialization"]}}
+        return found
+
+    answered = {"description": "Successful Response", "model": one.answer}
+    responses = {**one.responses, 200: {**answered, **one.responses.get(200, {})}}
+    described["responses"] = {str(status): told(response) for status, response in responses.items()}
+    return described

@@ -1,10 +1,9 @@
 """A request's bytes in, a checked request out; and the shapes of answers, for the documentation.
 
-Types are strict: nothing is coerced, and a field that nobody knows is refused, so that a typing
-mistake cannot pass for a default. Errors name the field.
+Types are strict: nothing is coerced, and an unknown field is refused, so that a misspelt one cannot
+pass for a default. Errors name the field.
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -15,23 +14,16 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+from pydantic.config import JsonDict
 
-from muxserve.errors import InvalidInput, TooManyTexts
-from muxserve.serving.errors import shown
+from muxserve.errors import InvalidInput
+from muxserve.serving.errors import dotted, shown
 from muxserve.serving.protocols.json_bodies import read_json
+from muxserve.serving.service import check_count
 
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 #: As text-embeddings-inference writes it, and nothing else.
 TruncationDirection = Literal["Left", "Right"]
-
-
-def check_count(texts: Sequence[Any], most: int) -> None:
-    """Raise TooManyTexts for more than ``most``; looks at none of them."""
-    if len(texts) > most:
-        raise TooManyTexts(
-            f"{len(texts)} texts in one request, at most {most} are allowed; send them in several",
-            field="inputs",
-        )
 
 
 def check_texts(inputs: Any, most: int) -> str | list[str]:
@@ -90,14 +82,19 @@ Texts = Annotated[
 ]
 
 
-class PredictRequest(BaseModel):
+_EXAMPLE: JsonDict = {"example": {"inputs": "A moving, beautifully shot film."}}
+
+
+class _Strict(BaseModel):
+    """Coerces nothing, and refuses unknown fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class PredictRequest(_Strict):
     """Body of ``POST /predict``, in the shape of text-embeddings-inference."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"example": {"inputs": "A moving, beautifully shot film."}},
-    )
+    model_config = ConfigDict(json_schema_extra=_EXAMPLE)
 
     inputs: Texts = Field(
         description="A text, or a list of texts. A list of two strings is two texts; pairs are not "
@@ -126,10 +123,8 @@ class PredictRequest(BaseModel):
     )
 
 
-class ClassificationParameters(BaseModel):
+class ClassificationParameters(_Strict):
     """``parameters`` of ``POST /``."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     function_to_apply: ScoreFunction | None = Field(
         None, description="How logits become scores; by default as the family was trained."
@@ -139,23 +134,17 @@ class ClassificationParameters(BaseModel):
     )
 
 
-class ClassificationRequest(BaseModel):
+class ClassificationRequest(_Strict):
     """Body of ``POST /``, in the shape of ``huggingface_hub.InferenceClient``."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"example": {"inputs": "A moving, beautifully shot film."}},
-    )
+    model_config = ConfigDict(json_schema_extra=_EXAMPLE)
 
     inputs: Texts = Field(description="A text, or a list of texts.")
     parameters: ClassificationParameters | None = Field(None, description="What to answer.")
 
 
-class TokenClassificationParameters(BaseModel):
+class TokenClassificationParameters(_Strict):
     """``parameters`` of ``POST /`` where words are labelled."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
     aggregation_strategy: Literal["first"] | None = Field(
         None, description="A word has the label of its first token; there is no other way here."
@@ -165,14 +154,10 @@ class TokenClassificationParameters(BaseModel):
     )
 
 
-class TokenClassificationRequest(BaseModel):
+class TokenClassificationRequest(_Strict):
     """Body of ``POST /`` where words are labelled, as ``huggingface_hub.InferenceClient``'s."""
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"example": {"inputs": "The jury further said."}},
-    )
+    model_config = ConfigDict(json_schema_extra={"example": {"inputs": "The jury further said."}})
 
     inputs: Texts = Field(description="A text, or a list of texts.")
     parameters: TokenClassificationParameters | None = Field(None, description="What to answer.")
@@ -239,8 +224,8 @@ Body = TypeVar("Body", bound=BaseModel)
 def parse(model: type[Body], body: bytes, most_texts: int) -> Body:
     """A request from its bytes.
 
-    What it costs grows with the body's size alone: a field that nobody knows is told before any is
-    validated, and lists end at their first bad element.
+    Its cost grows with the body's size alone: unknown fields are refused before any is validated,
+    and the validation of a list ends at its first bad element.
 
     Args:
         model: what the body must be.
@@ -260,7 +245,7 @@ def parse(model: type[Body], body: bytes, most_texts: int) -> Body:
         return model.model_validate(value, context={"most_texts": most_texts})
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    message, field = first["msg"], _dotted(first["loc"])
+    message, field = first["msg"], dotted(first["loc"])
     raise InvalidInput(f"{field}: {message}" if field else message, field=field)
 
 
@@ -279,11 +264,3 @@ def _check_fields(model: type[BaseModel], value: dict[str, Any], loc: tuple[str,
             for one in get_args(field.annotation):
                 if isinstance(one, type) and issubclass(one, BaseModel):
                     _check_fields(one, inner, (*loc, name))
-
-
-def _dotted(loc: tuple[int | str, ...]) -> str | None:
-    """``("a", 3, "b")`` as ``a[3].b``."""
-    path = ""
-    for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path or None

@@ -1,7 +1,7 @@
-"""A request's packed body in, the body that it stands for out, within a limit of bytes.
+"""A request's compressed body in, the plain body out, within a limit of bytes.
 
-No more is held than the limit allows, whatever a body would unpack to, and what is more than a
-piece is unpacked on a thread of its own: the event loop goes on.
+No more is held than the limit allows, whatever a body would unpack to. Bodies of more than a piece
+are unpacked on a thread, so that the event loop goes on.
 """
 
 import asyncio

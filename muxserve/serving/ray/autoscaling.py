@@ -2,8 +2,8 @@
 
 In: what the replicas measured (``demand``), bounds and delays, the time. Out: a number. Width is
 spent first, because both measures are taken at the widest N: a line that a wider N would drain in
-time asks for nothing. ``needed`` and ``decide`` are pure; ``DrainPolicy`` hands them what Ray
-Serve knows. Ray pickles this module by value into its controller, so it imports nothing heavy.
+time asks for nothing. ``needed`` and ``target_replicas`` are pure; ``DrainPolicy`` hands them what
+Ray Serve knows. Ray pickles this module by value into its controller, so it imports nothing heavy.
 """
 
 import math
@@ -96,7 +96,7 @@ def needed(seen: Seen, scaling: Scaling) -> int:
     return min(max(wanted, scaling.min_replicas), scaling.max_replicas)
 
 
-def decide(
+def target_replicas(
     seen: Seen, scaling: Scaling, pending: Pending | None, now_s: float
 ) -> tuple[int, Pending | None]:
     """Replicas to ask for now, and what waits for its delay.
@@ -140,7 +140,7 @@ def decide(
 
 
 def _is_going(seen: Seen, pending: Pending, now_s: float, within_s: float) -> bool:
-    """Whether there is only a line, left from before, that goes away in time at its pace."""
+    """Whether there is only a line from before, which at its pace is soon enough gone."""
     if _replicas(seen.load, BUSY) > seen.replicas:
         return False
     shrank_s = pending.drain_s - seen.drain_s
@@ -167,7 +167,12 @@ class DrainPolicy:
         downscale_delay_s: float,
         downscale_to_zero_delay_s: float,
     ) -> None:
-        """Args: as ``Scaling``'s; the bounds come from Ray with every call."""
+        """Take the settings; the bounds come from Ray with every call.
+
+        Args:
+            target_drain_s, upscale_delay_s, downscale_delay_s, downscale_to_zero_delay_s: as in
+                ``Scaling``.
+        """
         self._settings = {
             "target_drain_s": target_drain_s,
             "upscale_delay_s": upscale_delay_s,
@@ -183,7 +188,7 @@ class DrainPolicy:
             **self._settings,
         )
         state = context.policy_state.get("pending")
-        replicas, pending = decide(
+        replicas, pending = target_replicas(
             seen_by(context.target_num_replicas, context.aggregated_metrics or {}),
             scaling,
             Pending(**state) if state else None,

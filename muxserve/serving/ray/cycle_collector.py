@@ -1,4 +1,4 @@
-"""Python's cycle collector, kept from the objects that a serving process has for good.
+"""Python's cycle collector, kept away from the objects that a process has for good.
 
 Every 700 new objects Python looks for cycles, and now and then through all objects, those of torch
 and Ray included. In an ingress that was a fifth of its event loop's time.

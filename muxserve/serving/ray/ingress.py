@@ -16,14 +16,14 @@ from ray.serve.handle import DeploymentHandle
 
 from muxserve.engine.tokens import TextEncoder, Truncate
 from muxserve.models.family import Family
-from muxserve.serving.access.doors import Door
+from muxserve.serving.access.authentication import Authenticator
 from muxserve.serving.access.keys import Keyring, narrowest
 from muxserve.serving.backend import Backend, LocalBackend, counters
 from muxserve.serving.bundling import BundlingBackend
 from muxserve.serving.config import ServeConfig
 from muxserve.serving.listening.listener import Listener
 from muxserve.serving.listening.ports import PortClaim
-from muxserve.serving.protocols.answers import Entry, entries
+from muxserve.serving.protocols.answers import AnswerEntry, entries
 from muxserve.serving.protocols.http import create_app
 from muxserve.serving.protocols.schemas import ScoreFunction, check_texts
 from muxserve.serving.ray.calls import ReplicaCalls
@@ -43,9 +43,11 @@ class MuxIngress:
     def __init__(
         self, config: ServeConfig, replicas: "DeploymentHandle[Any] | None" = None
     ) -> None:
-        """Args:
-        config: the application's settings.
-        replicas: the engines; without, one is loaded here.
+        """Load what answers, and claim the ports.
+
+        Args:
+            config: the application's settings.
+            replicas: the engines; without, one is loaded here.
         """
         log_through_ray()
         # Ray's own server in this process, behind HAProxy, would believe any X-Forwarded-For.
@@ -67,7 +69,7 @@ class MuxIngress:
         backend: Backend
         verify = config.engine.verify_checksums
         if config.backend == "triton":
-            from muxserve.serving.triton import TritonReplicas  # needs the extra 'triton'
+            from muxserve.serving.triton_replicas import TritonReplicas  # needs the extra 'triton'
 
             family = Family.load(config.family, widths=[], verify_checksums=verify)
             backend = BundlingBackend(TritonReplicas(family, config.triton), config.ingress)
@@ -91,12 +93,12 @@ class MuxIngress:
             fewest = narrowest(family.spec, config)
             self._keyring = Keyring(config.security.keys_file, config.limits, fewest)
             self._keyring.start()
-        self._door = Door(config.security, self._keyring)
+        self._authenticator = Authenticator(config.security, self._keyring)
         RayMetrics(self._stats_here)
         collect_rarely()
 
     def _stats_here(self) -> tuple[Mapping[str, Any], bool | None]:
-        """What is counted in this process; engines behind it count for themselves."""
+        """Counters of this process; the engines behind it have their own."""
         own = self._service.own_stats()
         if self._engine is None:
             return own, None
@@ -104,14 +106,16 @@ class MuxIngress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once the constructor is through."""
-        app = create_app(self._service, self._door, self._cors_origins)
+        app = create_app(self._service, self._authenticator, self._cors_origins)
         if self._listener is not None:
             self._listener.start(app)
         if self._ingress.grpc_port is not None:
             from muxserve.serving.protocols.oip_grpc import GrpcListener  # needs the extra 'triton'
 
             host, port = self._ingress.direct_host, self._ingress.grpc_port
-            self._grpc = GrpcListener(self._service, host, port, self._connections, self._door)
+            self._grpc = GrpcListener(
+                self._service, host, port, self._connections, self._authenticator
+            )
         return app
 
     async def __del__(self) -> None:
@@ -132,7 +136,7 @@ class MuxIngress:
         max_num_instances: int | None = None,
         isolation_key: str | None = None,
         timeout_s: float | None = None,
-    ) -> list[Entry] | list[list[Entry]]:
+    ) -> list[AnswerEntry] | list[list[AnswerEntry]]:
         """Classify through a handle: ``serve.get_app_handle("default").classify.remote([...])``.
 
         Returns:
@@ -167,7 +171,7 @@ class MuxIngress:
 
 
 def _owner() -> str:
-    """This application, told from all others that may run on this machine."""
+    """A name of this application that no other on this machine has."""
     cluster = ray.get_runtime_context().gcs_address
     try:
         return f"application {serve.get_replica_context().app_name!r} of the Ray at {cluster}"

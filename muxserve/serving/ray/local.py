@@ -1,8 +1,8 @@
 """An application in, a server on this machine out: what ``muxserve serve`` runs.
 
-Starts a Ray of its own and stops it again; it never joins a cluster that runs already, and never
-touches one. Ray is called from a thread beside the main one, which waits for signals only: so one
-is heard at any moment, also while Ray starts or a replica is loaded.
+Starts a Ray of its own and stops it again; it never joins or touches a cluster that already runs.
+Ray is called from a thread, and the main thread only waits for signals. So a signal is heard at any
+moment, also while Ray starts or a replica is loaded.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ def serve_until_stopped(
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TURN_S = 0.02
-#: What Ray started has so long to end by itself.
+#: Processes that Ray started have so long to end by themselves.
 _LEAVE_S = 2.0
 #: Before the names of our errors, in a traceback.
 _OUR_ERRORS = "muxserve.errors."
@@ -96,7 +96,7 @@ def _run(
     of_ray = logging.getLogger("ray._private.worker")
     of_ray.addFilter(_has_another_handler)
     try:
-        # What fails here is not ours to shut down: nothing of ours runs yet.
+        # Where this fails, nothing of ours runs yet that would have to be shut down.
         ray.init(
             address="local",
             include_dashboard=False,
@@ -142,16 +142,16 @@ def _run(
     finally:
         processes = psutil.Process().children(recursive=True)
         if serving:
-            # It would connect to any Ray of this machine, were ours not there.
+            # Without our Ray, it would connect to any other on this machine.
             serve.shutdown()
         ray.shutdown()
-        # An actor of Ray that is killed leaves the HAProxy behind that it has started.
+        # A Ray actor that is killed leaves the HAProxy behind that it started.
         _, left = psutil.wait_procs(processes, timeout=_LEAVE_S)
         _kill(left)
 
 
 def _why(error: BaseException) -> str:
-    """What a replica said last where it does not start; Ray's error names the deployment alone."""
+    """Why the application does not start: Ray's own error names only the deployment."""
     applications = serve.status().applications.values()
     for deployment in (one for app in applications for one in app.deployments.values()):
         lines = deployment.message.strip().splitlines()
@@ -161,7 +161,7 @@ def _why(error: BaseException) -> str:
 
 
 def _has_another_handler(record: logging.LogRecord) -> bool:
-    """Ray warns that it sets no handler for SIGTERM from this thread: there is ours."""
+    """Drop Ray's warning that this thread cannot handle SIGTERM: our handler does."""
     return "SIGTERM handler is not set" not in record.msg
 
 

@@ -27,9 +27,11 @@ class RayMetrics:
     """
 
     def __init__(self, read: Callable[[], tuple[Mapping[str, Any], bool | None]]) -> None:
-        """Args:
-        read: what ``/stats`` has of this process, and whether its engine answers if it has one;
-            called from another thread.
+        """Start the thread.
+
+        Args:
+            read: what ``/stats`` has of this process, and whether its engine answers if it has
+                one; called from the thread.
         """
         self._read = read
         self._given: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -43,7 +45,7 @@ class RayMetrics:
             try:
                 self._give()
             except Exception:
-                # Whoever serves texts goes on without being measured, and says so once.
+                # Serving goes on without metrics, and that is logged once.
                 if not self._failed:
                     log.warning("metrics could not be given to Ray", exc_info=True)
                 self._failed = True
@@ -69,8 +71,8 @@ class RayMetrics:
 class _Counter(Counter):
     """A counter that exists before it grows.
 
-    Ray's ``inc`` refuses zero, but a rate takes no notice of the value that a series begins with:
-    an alert would miss the first texts that are refused.
+    Ray's ``inc`` refuses zero, but a rate ignores the value that a series begins with: an alert
+    would miss the first texts that are refused.
     """
 
     def begin(self, tags: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """An application's settings and a cluster's nodes in, what does not fit on them out.
 
-Ray waits without a word for a node that can take a replica. On a machine alone none will come.
+Ray waits silently for a node that can take a replica. On a single machine none will come.
 """
 
 from collections.abc import Mapping, Sequence

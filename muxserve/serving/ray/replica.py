@@ -4,10 +4,7 @@ The engine loads and warms up in the constructor, so Ray calls the replica runni
 answer. It never sees text, and one failed text never fails its bundle.
 """
 
-import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from logging.handlers import MemoryHandler
@@ -17,7 +14,7 @@ import ray
 
 from muxserve.engine.config import EngineConfig
 from muxserve.engine.engine import Engine
-from muxserve.engine.request import Outcome, Request
+from muxserve.engine.request import Outcome
 from muxserve.errors import MuxserveError
 from muxserve.serving.backend import counters
 from muxserve.serving.bundles import Bundle, BundleAnswer, pack_answer, unpack
@@ -29,8 +26,8 @@ from muxserve.serving.ray.metrics import RayMetrics
 def log_through_ray() -> None:
     """Send what muxserve logs in this process to where Ray Serve's own log goes, in its format.
 
-    Tuned for throughput, Ray holds a thousand lines back until one of them is an error: a warning
-    is for whoever looks now.
+    Tuned for throughput, Ray holds a thousand lines back until one of them is an error. Warnings
+    are flushed too: they are for people who look now.
     """
     of_ray = logging.getLogger("ray.serve")
     logging.getLogger("muxserve").parent = of_ray
@@ -53,58 +50,15 @@ def load_engine(family: str, config: EngineConfig) -> Engine:
     return Engine.from_family(family, config)
 
 
-async def answer_bundle(engine: Engine, bundle: Bundle) -> BundleAnswer:
-    """Submit every request of a bundle and await all of their outcomes.
-
-    The loop is woken once for the bundle, not once for each request. Cancelling the awaiting task
-    withdraws all of them.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    parts = unpack(bundle, time.monotonic())
-    # One more than there are requests, so that it cannot reach 0 while they are being submitted.
-    left, lock = len(parts) + 1, threading.Lock()
-
-    def count_down(_: Request | None = None) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            last = left == 0
-        if last:
-            # A loop that is closed has nobody left who waits.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_resolve, done)
-
-    requests: list[Request] = []
-    refused: dict[int, MuxserveError] = {}
-    for index, (tokens, options) in enumerate(parts):
-        request = Request(tokens, options, count_down)
-        requests.append(request)
-        try:
-            engine.submit(request)
-        except MuxserveError as error:
-            refused[index] = error
-            count_down()
-    count_down()
-    try:
-        await done
-    except asyncio.CancelledError:
-        for request in requests:
-            request.cancel()
-        raise
+async def predict_bundle(engine: Engine, bundle: Bundle) -> BundleAnswer:
+    """Submit every request of a bundle and await all of their outcomes."""
+    requests = unpack(bundle, time.monotonic())
     outcomes: list[Outcome] = []
-    for index, request in enumerate(requests):
-        if index in refused:
-            outcomes += [refused[index]] * len(request.tokens)
-        else:
-            outcomes += [outcome for outcome in request.outcomes if outcome is not None]
+    answers = await engine.predict_each(requests)
+    for (tokens, _), answer in zip(requests, answers, strict=True):
+        outcomes += [answer] * len(tokens) if isinstance(answer, MuxserveError) else answer
     spec = engine.family.spec
     return pack_answer(outcomes, len(spec.labels), of_tokens=spec.of_tokens)
-
-
-def _resolve(done: "asyncio.Future[None]") -> None:
-    if not done.done():
-        done.set_result(None)
 
 
 class MuxReplica:
@@ -116,11 +70,11 @@ class MuxReplica:
         RayMetrics(self._stats_here)
         collect_rarely()
 
-    async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
+    async def predict_bundle(self, bundle: Bundle) -> BundleAnswer:
         """Answer every text of a bundle."""
         if bundle.held_back is not None:
             self._demand.held_back(bundle.held_back, time.monotonic())
-        return await answer_bundle(self._engine, bundle)
+        return await predict_bundle(self._engine, bundle)
 
     async def stats(self) -> dict[str, Any]:
         """The engine's counters."""

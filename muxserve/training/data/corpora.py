@@ -1,4 +1,4 @@
-"""Data sets in, checked splits out: from the hub or local files, through ``datasets``."""
+"""Data sets of the hub or of local files in, checked splits out, through ``datasets``."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from muxserve.errors import first_line
-from muxserve.training.data.labelled import read_parquet, read_rows, read_texts
+from muxserve.training.data.labelled import read_texts
+from muxserve.training.data.rows import read_parquet, read_rows
 from muxserve.training.recipe import Corpus
 
 if TYPE_CHECKING:
@@ -14,26 +15,26 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What the rows of a corpus are used as.
+#: What the rows of a corpus are used for.
 Use = Literal["sequence-classification", "token-classification", "plain"]
-#: The split that is measured on where none is named.
+#: The split that is measured on by default.
 USUAL_SPLIT = "validation"
 _FORMATS = ".csv, .jsonl, .parquet or .txt"
 
 
 def load_corpus(corpus: Corpus, use: Use, seed: int) -> "tuple[Dataset, Dataset]":
-    """What is trained on and what is measured on, checked for the columns that are used.
+    """Load the rows to train on and the rows to measure on, and check the columns that are used.
 
-    Rows of plain text without any are left out; elsewhere they are errors.
+    Rows of plain text without any text are left out; in labelled data they are errors.
 
     Args:
         corpus: where it is.
-        use: what for.
-        seed: of the rows held out, where the data set has no split to measure on.
+        use: what the rows are used for.
+        seed: of the rows held out, if the data set has no split to measure on.
 
     Raises:
-        ValueError: for data that is not there, lacks a split or column, or has a row that cannot
-            be used, which is named.
+        ValueError: for missing data, a missing split or column, or a row that cannot be used,
+            naming it.
     """
     trained = _load(corpus.data, corpus)
     train = _split(trained, corpus.train_split, corpus.data)
@@ -54,7 +55,7 @@ def load_corpus(corpus: Corpus, use: Use, seed: int) -> "tuple[Dataset, Dataset]
 
 
 def used_columns(corpus: Corpus, use: Use) -> list[str]:
-    """The columns of a corpus that a use reads, the one with the labels last."""
+    """The columns of a corpus that a use reads, the labels' last."""
     if use == "plain":
         return [corpus.text_column]
     if use == "token-classification":
@@ -64,7 +65,7 @@ def used_columns(corpus: Corpus, use: Use) -> list[str]:
 
 
 def label_names(train: "Dataset", column: str) -> list[str] | None:
-    """A column's label names: a ``ClassLabel``'s, else its values sorted; None for numbers."""
+    """A column's label names: a ``ClassLabel``'s, or its values sorted; None for numbers."""
     feature = _inner(train, column)
     if hasattr(feature, "names"):
         return list(feature.names)
@@ -82,7 +83,7 @@ def class_ids(part: "Dataset", column: str, names: Sequence[str]) -> list[Any]:
     """Class ids of a column: one for each row, or a list for each row.
 
     Raises:
-        ValueError: naming the row, for a label that is missing (-1 in GLUE's test splits) or is not
+        ValueError: naming the row, for a label that is missing (-1 in GLUE's test splits) or not
             among ``names``.
     """
     feature = _inner(part, column)
@@ -108,7 +109,7 @@ def class_ids(part: "Dataset", column: str, names: Sequence[str]) -> list[Any]:
 
 
 def numbers(part: "Dataset", column: str) -> list[float]:
-    """A column of real numbers; ValueError, naming the row, for what is none."""
+    """A column of real numbers; ValueError, naming the row, for anything else."""
     found = []
     for row, value in enumerate(_values(part, column)):
         try:
@@ -145,7 +146,7 @@ def _load(source: str, corpus: Corpus) -> "DatasetDict":
             if not path.exists():
                 log.info("looking for %s on the hub", source)
             stored = datasets.load_dataset(source, corpus.data_config)
-    except Exception as error:  # readers of formats and the hub's client raise many kinds
+    except Exception as error:  # readers and the hub's client raise many kinds
         why = first_line(error)
         kind = "cannot be read" if path.exists() else "no such file or folder, nor had by name"
         raise ValueError(f"{source}: {kind}: {why}") from None
@@ -168,8 +169,8 @@ def _read_file(path: Path, corpus: Corpus) -> "Dataset":
         return datasets.Dataset.from_list(rows)
     except (ValueError, OSError):
         raise
-    except Exception as error:  # pyarrow's and datasets' own kinds
-        why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # pyarrow and datasets raise many kinds
+        why = first_line(error.__cause__ or error)
         raise ValueError(f"{path}: cannot be read: {why}") from None
 
 

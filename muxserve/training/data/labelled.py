@@ -1,21 +1,10 @@
-"""Texts in files in, labelled texts and batches of token ids out."""
+"""Files in, texts with a label each or a label for each word out."""
 
-import csv
-import hashlib
-import json
-import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
-from tokenizers import Encoding, Tokenizer
-
-from muxserve.extras import require
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from muxserve.training.data.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,7 @@ class TaggedTexts:
 
     @property
     def texts(self) -> list[str]:
-        """The words of each text with spaces between."""
+        """The words of each text, joined with spaces."""
         return [" ".join(words) for words in self.words]
 
 
@@ -51,7 +40,7 @@ def read_labelled(
     """Read a CSV (with a header), JSONL or Parquet file of texts and label names.
 
     Args:
-        path: the file; its ending says which format.
+        path: the file; its suffix tells the format.
         labels: the label names, in the order of their class ids.
 
     Raises:
@@ -112,7 +101,7 @@ def read_tagged(
 def read_texts(path: Path, *, text_column: str = "text") -> list[str]:
     """Read unlabelled texts: one per line of a .txt file, or a column of another file.
 
-    Blank lines of a .txt file are passed over.
+    Blank lines of a .txt file are skipped.
 
     Raises:
         ValueError: naming the file and line, for a missing column, an empty text or bytes that are
@@ -153,7 +142,7 @@ def _text(path: Path, line: int, row: dict[str, object], column: str) -> str:
 
 
 def _label(path: Path, line: int, row: dict[str, object], column: str) -> str:
-    """A label's name, which files of JSON and Parquet may also have as a number."""
+    """A label's name; JSON and Parquet files may have a number instead."""
     value = str(_value(path, line, row, column))
     if not value.strip():
         raise ValueError(f"{path}, line {line}: the label is empty")
@@ -167,137 +156,3 @@ def _list_column(path: Path, line: int, row: dict[str, object], column: str) -> 
     if not value or not all(one.strip() for one in value):
         raise ValueError(f"{path}, line {line}: {column} is empty, or has an empty entry")
     return value
-
-
-def read_rows(
-    path: Path, formats: str = ".csv, .jsonl or .parquet"
-) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line number and columns of each row of a CSV (with a header), JSONL or Parquet file.
-
-    A cell that a row of a CSV file lacks is None.
-
-    Raises:
-        ValueError: naming the file and line, for what is not of that format or not UTF-8.
-    """
-    try:
-        # With a mark of the byte order, as spreadsheets write it, or without.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                yield from _json_lines(path, file)
-            elif path.suffix == ".parquet":
-                yield from enumerate(read_parquet(path))
-            elif path.suffix == ".csv":
-                reader = csv.DictReader(file)
-                for row in reader:
-                    if None in row:
-                        columns = len(reader.fieldnames or ())
-                        raise ValueError(
-                            f"{path}, line {reader.line_num}: more cells than the header's "
-                            f"{columns}; a text with a comma needs quotes"
-                        )
-                    yield reader.line_num, dict(row)
-            else:
-                raise ValueError(f"{path}: expected a {formats} file")
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}); convert it first") from None
-
-
-def _json_lines(path: Path, file: Iterable[str]) -> Iterator[tuple[int, dict[str, object]]]:
-    """Rows of a JSONL file, in which blank lines may stand only at the end."""
-    blank: int | None = None
-    for line, raw in enumerate(file, 1):
-        if not raw.strip():
-            blank = blank or line
-            continue
-        if blank is not None:
-            raise ValueError(f"{path}, line {blank}: the line is blank")
-        try:
-            row = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {line}: not a JSON object")
-        yield line, row
-
-
-def read_parquet(path: Path) -> "Dataset":
-    """The rows of a Parquet file; ValueError for what is none."""
-    require(f"{path}: Parquet", "training", "datasets")
-    from datasets import Dataset
-
-    try:
-        return Dataset.from_parquet(str(path), keep_in_memory=True)
-    except Exception as error:  # pyarrow's and datasets' own kinds
-        why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a Parquet file: {why}") from None
-
-
-def checksum(texts: Sequence[str]) -> str:
-    """SHA-256 over texts in order, to say which data a figure was measured on."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
-    return digest.hexdigest()
-
-
-def encoded(
-    tokenizer: Tokenizer,
-    texts: Sequence[str] | Sequence[tuple[str, str]],
-    max_length: int,
-    side: str = "right",
-) -> list[Encoding]:
-    """Each text or pair encoded with special tokens, cut to ``max_length`` tokens at ``side``."""
-    tokenizer.enable_truncation(max_length, direction=side)
-    tokenizer.no_padding()
-    return list(tokenizer.encode_batch(list(texts)))
-
-
-def pad_batch(
-    rows: Sequence[Sequence[int]],
-    pad_id: int,
-    length: int | None = None,
-    *,
-    device: torch.device | str = "cpu",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids as ids and mask, both [B, length] int64; length defaults to the longest."""
-    longest = length or max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        mask[index, : len(row)] = 1
-    return ids.to(device), mask.to(device)
-
-
-def near_length_batches(
-    lengths: Sequence[int], size: int, rng: random.Random, *, pool: int = 50
-) -> Iterator[list[int]]:
-    """Endless batches of ``size`` indices of similar length, epoch after epoch."""
-    while True:
-        yield from near_length_epoch(lengths, size, rng, pool=pool)
-
-
-def near_length_epoch(
-    lengths: Sequence[int], size: int, rng: random.Random, *, pool: int = 50
-) -> Iterator[list[int]]:
-    """One epoch of batches of ``size`` indices of similar length, in random order.
-
-    Each epoch is a new permutation, so a row's partners in a group change too. What does not fill
-    a batch is left out.
-
-    Raises:
-        ValueError: where there is not one batch.
-    """
-    if size > len(lengths):
-        raise ValueError(f"{len(lengths)} texts do not fill a batch of {size}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    for start in range(0, len(order), size * pool):
-        chunk = sorted(order[start : start + size * pool], key=lambda i: lengths[i])
-        batches = [chunk[i : i + size] for i in range(0, len(chunk) - size + 1, size)]
-        rng.shuffle(batches)
-        for batch in batches:
-            rng.shuffle(batch)
-            yield batch

@@ -1,7 +1,7 @@
 """Words with tags in, token ids with a class id for each token out.
 
-A text is encoded as a user would send it, with spaces between its words, so that what is trained
-and measured is what is served.
+A text is encoded as a user would send it, with spaces between its words: training and measuring see
+the same texts as a server.
 """
 
 from bisect import bisect_right
@@ -12,7 +12,8 @@ from tokenizers import Tokenizer
 
 from muxserve.models.heads import IGNORED
 from muxserve.models.words import word_spans
-from muxserve.training.data.labelled import TaggedTexts, encoded
+from muxserve.training.data.batches import encoded
+from muxserve.training.data.labelled import TaggedTexts
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class TaggedRows:
 
     Attributes:
         ids: token ids of each text, special tokens included.
-        labels: the class id of each token; ``IGNORED`` at special tokens and inside of what the
-            tokenizer sees as one word.
-        firsts: the first token of each word of each text; None where truncation cut the word off
-            or the tokenizer passes over all of it.
+        labels: the class id of each token; ``IGNORED`` at special tokens and at the later pieces of
+            what the tokenizer sees as one word.
+        firsts: the first token of each word of each text; None if truncation cut the word off or
+            the tokenizer skips all of it.
     """
 
     ids: list[list[int]]

@@ -1,1 +1,1 @@
-"""Multiplexed distillation: from a classifier and texts to a family."""
+"""Multiplexed distillation: a classifier and texts in, a family of one set of weights out."""

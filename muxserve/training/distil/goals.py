@@ -1,4 +1,4 @@
-"""What each text, or each token of it, is to be labelled: by its label or a teacher's logits."""
+"""What a student is to answer for each text or token: from labels, or from a teacher's logits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from torch.nn.functional import log_softmax, one_hot, softmax
 
 from muxserve.models.words import word_spans
-from muxserve.training.data.labelled import encoded
+from muxserve.training.data.batches import encoded
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Goals:
     Attributes:
         logits: [items, labels].
         asked: [items], False at items without a goal: special tokens, and the later pieces of a
-            word. None where every item has one.
+            word. None if every item has one.
         starts: the first item of each text and the end, [texts + 1], where items are tokens.
     """
 
@@ -47,17 +47,17 @@ class Goals:
         return logits.to(device), asked.to(device)
 
 
-#: Logit of a token's own label over the others': a probability of 0.97 among a dozen.
+#: How far the logit of a token's own label is above the others: a probability of 0.97 of twelve.
 LABEL_LOGIT = 6.0
 
 
 def token_goals(labels: Sequence[Sequence[int]], count: int, ignored: int) -> Goals:
-    """Goals from the class id of each token of each text; ``ignored`` asks for nothing.
+    """Goals from the class id of each token of each text.
 
     Args:
         labels: class ids of each text's tokens.
-        count: labels there are.
-        ignored: the id that stands for no label.
+        count: number of labels.
+        ignored: the id of tokens without a goal.
     """
     flat = torch.tensor([label for row in labels for label in row])
     asked = flat != ignored
@@ -71,7 +71,7 @@ def token_goals(labels: Sequence[Sequence[int]], count: int, ignored: int) -> Go
 def at_words(
     logits: Sequence[torch.Tensor], tokenizer: Tokenizer, texts: Sequence[str], max_length: int
 ) -> list[torch.Tensor]:
-    """A teacher's logits of tokens, at the first token of each word: [words, labels] of each text.
+    """A teacher's logits at the first token of each word: [words, labels] for each text.
 
     A student's tokenizer may cut the same words into other pieces.
     """
@@ -84,20 +84,20 @@ def at_words(
 def teacher_goals(
     logits: Sequence[torch.Tensor], tokenizer: Tokenizer, texts: Sequence[str], max_length: int
 ) -> Goals:
-    """Goals from a teacher's logits of each text, [labels], or of its words, [words, labels].
+    """Goals from a teacher's logits for each text, [labels], or for its words, [words, labels].
 
     Args:
         logits: of each text.
         tokenizer: the student's.
         texts: the texts.
-        max_length: most tokens of a text; words beyond have no goal.
+        max_length: most tokens of a text; words beyond it have no goal.
     """
     if logits[0].dim() == 1:
         return Goals(torch.stack(list(logits)))
     rows, starts = [], [0]
     asked = []
     for one, encoding in zip(logits, encoded(tokenizer, texts, max_length), strict=True):
-        # Each tokenizer may have cut off words that the other still has.
+        # Each tokenizer may have cut off words that the other one kept.
         firsts = [span.first for span in word_spans(encoding)[: len(one)]]
         row = torch.zeros(len(encoding.ids), one.shape[1])
         row[firsts] = one[: len(firsts)]
@@ -112,11 +112,12 @@ def teacher_goals(
 def soft_cross_entropy(
     logits: torch.Tensor, goal: torch.Tensor, asked: torch.Tensor | None, temperature: float
 ) -> torch.Tensor:
-    """Cross-entropy towards softened logits (Hinton et al., 2015), mean over what is asked.
+    """Cross-entropy with softened logits (Hinton et al., 2015), mean over the items with a goal.
 
     Args:
-        logits, goal: [..., labels].
-        asked: [...], or None for all.
+        logits: [..., labels].
+        goal: [..., labels].
+        asked: [...], False at items without a goal; None if every item has one.
         temperature: softens both sides.
     """
     if asked is not None:

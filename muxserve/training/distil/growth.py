@@ -1,10 +1,10 @@
 """A student that starts from a trained one: of another depth, vocabulary, width or task.
 
-Where it is deeper, new layers are put between the trained ones, each of them quiet at first. A new
+If it is deeper, new layers are put between the trained ones, each of them quiet at first. A new
 layer's weights come from the pretrained encoder, with its two output projections scaled down (as
-residual branches are in Zhang et al., Fixup, ICLR 2019), so that what the trained layers pass on
-arrives nearly unchanged, and training starts near the quality that the student had. Where it is
-shallower, layers are left out.
+residual branches are in Zhang et al., Fixup, ICLR 2019). So the output of the trained layers passes
+nearly unchanged, and training starts near the quality of the trained student. If it is shallower,
+layers are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,16 +26,16 @@ def start_from(
 ) -> None:
     """Put a trained student's weights into another student cut from the same encoder.
 
-    The heads of another task stay as they are, and so does a retrieval head that the trained
-    weights lack: it is learnt again within a few hundred steps.
+    Heads of another task stay as they are. So does the retrieval head if the trained weights have
+    none: it is learnt again within a few hundred steps.
 
     Args:
         student: changed in place.
         trained: the trained student's state; its layers are taken to be spread evenly over the
             encoder's.
         encoder: what both are cut from.
-        pieces: rows of the student's embeddings -> rows of the trained ones, where both have a
-            word piece.
+        pieces: rows of the student's embeddings -> rows of the trained ones, for the word pieces
+            that both have.
 
     Raises:
         ValueError: for weights of another kind of network.
@@ -57,7 +57,7 @@ def start_from(
             for row, source in pieces.items():
                 value[row] = trained[key][source]
         elif key.startswith("retrieval_head.decoder."):
-            continue  # BERT's is the embeddings; its bias is one of another vocabulary
+            continue  # BERT's is the embeddings, and its bias has another vocabulary's rows
         elif key in trained and trained[key].shape[1:] == value.shape[1:]:
             # A narrower student has the first keys and gates of a wider one.
             if len(trained[key]) >= len(value) and not key.startswith("classifier."):
@@ -70,7 +70,7 @@ def start_from(
 
 
 def _with_more(own: Sequence[int], count: int, available: int) -> list[int]:
-    """``own`` and as many of the other layers as make ``count``, spread evenly over those."""
+    """``own`` and enough of the other layers to make ``count``, spread evenly over those."""
     left = [layer for layer in range(available) if layer not in own]
     return sorted([*own, *(left[i] for i in spread(count - len(own), len(left)))])
 
@@ -80,7 +80,8 @@ def _shallower(
 ) -> dict[str, torch.Tensor]:
     """A trained student's tensors with only some of its layers, by number.
 
-    Of a student with all of the encoder's layers, those that the shallower one is cut from.
+    If the student has all of the encoder's layers, they are those that the shallower one is cut
+    from.
     """
     marker = f"{prefix}encoder.layer."
     state = {key: value for key, value in trained.items() if not key.startswith(marker)}
@@ -114,7 +115,7 @@ def _deepened(
         is_own = layer in own
         source = trained if is_own else pretrained
         start = f"{marker}{own.index(layer)}." if is_own else f"encoder.layer.{layer}."
-        # A quiet layer only normalises: as the layer below it does, or its output would change.
+        # A quiet layer only normalises, and as the layer below it, whose output it passes on.
         below = max((one for one in own if one < layer), default=own[0])
         norm = f"{marker}{own.index(below)}.output.LayerNorm."
         for key, value in source.items():

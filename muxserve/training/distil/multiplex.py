@@ -4,7 +4,7 @@ Each step trains N=1 and one larger N (the sandwich rule of slimmable networks, 
 2019; MIMONets, Menet et al., NeurIPS 2023, switches N within one network the same way). The targets
 are a teacher's soft labels, and for the larger N also the states that the same network has for the
 same text at N=1, position by position: a signal far denser than a label. The token-retrieval loss
-of the paper leads at the start, as its warm-up stage does, and fades to an auxiliary one. A run can
+of the paper leads at the start, as in its warm-up stage, and fades to an auxiliary one. A run can
 be stopped and resumed: its state is written to one file, under a temporary name first.
 """
 
@@ -23,8 +23,9 @@ import torch
 from tqdm import tqdm
 
 from muxserve.training.curves import Curves
-from muxserve.training.data.labelled import near_length_batches, pad_batch
+from muxserve.training.data.batches import near_length_batches, pad_batch
 from muxserve.training.distil.goals import Goals, soft_cross_entropy
+from muxserve.training.distil.schedule import linear_schedule
 from muxserve.training.pretrained import Student
 from muxserve.training.recipe import DistillSettings
 from muxserve.training.work_folder import written_whole
@@ -48,29 +49,26 @@ def distill(
     """Train every width of ``model`` on token ids ``rows`` towards their ``goals``.
 
     Losses and figures go to a folder ``tensorboard`` beside the state file. Ctrl-C waits for the
-    end of the step and keeps the state.
+    end of the step and saves the state.
 
     Args:
         model: a multiplexed classifier with a retrieval head; trained in place.
         rows: token ids of each text.
         goals: of each text, or of each of its tokens.
         settings: see DistillSettings.
-        state_file: where the run's state is kept; an existing one is resumed.
-        evaluate: called with the step, every ``evaluate_every`` steps; gives figures by name.
+        state_file: where the run's state is saved; an existing one is resumed.
+        evaluate: called with the step every ``evaluate_every`` steps; returns figures by name.
+        evaluate_every: steps between two calls.
 
     Raises:
-        OSError: naming the file, where the state or the curves cannot be written.
+        OSError: naming the file, if the state or the curves cannot be written.
     """
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings), weight_decay=0.01)
-    warm_up = max(1, int(settings.warm_up_share * settings.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda s: min((s + 1) / warm_up, (settings.steps - s) / max(1, settings.steps - warm_up)),
-    )
+    schedule = linear_schedule(optimizer, settings.steps, settings.warm_up_share)
     first = _resume(state_file, model, optimizer, schedule)
-    # Batches are a function of the seed and the step, so a resumed run goes on where it stopped.
+    # Batches are a function of the seed and the step, so a resumed run continues where it stopped.
     lengths = [len(row) for row in rows]
     wide = [n for n in model.config.served_widths if n > 1]
     batches = {
@@ -90,7 +88,7 @@ def distill(
                 picked = next(batches[n])
                 if step < first:
                     continue
-                # Between the first and the last weight of an update there is no state to keep.
+                # In the middle of an update there is no state worth saving.
                 with _interrupt_held():
                     whole = False
                     losses = _step(model, rows, goals, picked, n, step, settings)
@@ -125,11 +123,11 @@ def distill(
 
 @contextmanager
 def _interrupt_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of what is inside; a second one ends it at once."""
+    """Let Ctrl-C wait for the end of the block; a second one ends it at once."""
     before = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
     if not main or not callable(before):
-        yield  # nobody is interrupted here
+        yield  # only the main thread is interrupted
         return
     asked = False
 
@@ -148,10 +146,10 @@ def _interrupt_held() -> Iterator[None]:
 
 
 def _average(running: dict[str, float], losses: dict[str, float], n: int) -> None:
-    """Put the losses of a step at N=n into their running averages."""
+    """Add the losses of a step at N=n to their running averages."""
     for name, value in losses.items():
         key = name if name == "single" else f"{name}{n}"
-        # A batch of which no token was drawn has no retrieval loss.
+        # If no token of a batch was drawn, it has no retrieval loss.
         if math.isfinite(value):
             running[key] = 0.95 * running.get(key, value) + 0.05 * value
 
@@ -159,7 +157,10 @@ def _average(running: dict[str, float], losses: dict[str, float], n: int) -> Non
 def _width_of_step(
     wide: list[int], step: int, settings: DistillSettings, rng: random.Random
 ) -> int:
-    """Narrow widths first: unmixing two texts is learnt quickly, and ten starts from it."""
+    """Pick the N of a step.
+
+    Narrow widths come first: they are learnt quickly, and wide ones build on them.
+    """
     share = step / max(1, settings.retrieval_share * settings.steps)
     pick = rng.random()
     if share < 0.15:
@@ -178,7 +179,7 @@ def _step(
     step: int,
     settings: DistillSettings,
 ) -> dict[str, float]:
-    """Gradients of one step, clipped; its losses by name."""
+    """Compute the gradients of one step, clipped; its losses by name."""
     model.train()
     with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
         losses = _losses(model, rows, goals, picked, n, settings)
@@ -266,7 +267,7 @@ def _resume(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> int:
-    """Load a saved state if there is one; the step to go on with."""
+    """Load a saved state if there is one; the step to continue with."""
     if not file.exists():
         return 0
     state = torch.load(file, weights_only=True, map_location="cpu")

@@ -7,15 +7,67 @@ start from the pretrained ones, and a tokenizer for the smaller vocabulary.
 import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from muxserve.models import MuxBertConfig, MuxElectraConfig
 from muxserve.models.demultiplexers import HadamardGate
-from muxserve.models.family import Task
 from muxserve.models.multiplexers import GaussianHadamard
+from muxserve.models.spec import Task
 from muxserve.training.pretrained import PlainEncoder, Student
+
+#: Settings of every distilled student: what docs/training.md found to work.
+NETWORK: dict[str, Any] = {
+    "plain_single": True,
+    "learn_muxing": True,
+    "demuxing_variant": "hadamard_gate",
+    "pooling": "mean",
+    "classifier_head": "dense",
+    "retrieval_head": True,
+    "retrieval_percentage": 0.25,
+    "hidden_dropout_prob": 0.05,
+    "attention_probs_dropout_prob": 0.05,
+}
+
+
+def build_student(
+    encoder: PlainEncoder,
+    kept: Sequence[int],
+    *,
+    layers: int | Sequence[int],
+    widths: Sequence[int],
+    max_length: int,
+    labels: Sequence[str],
+    task: Task = "sequence-classification",
+) -> Student:
+    """Build a student with the settings of ``NETWORK``.
+
+    Args:
+        encoder: what it is cut from.
+        kept: the old id of each word piece.
+        layers: the layers kept, or how many: then spread evenly from the first to the last.
+        widths: every N, 1 among them.
+        max_length: positions.
+        labels: label names.
+        task: what the student is for.
+    """
+    if isinstance(layers, int):
+        layers = spread(layers, encoder.layers)
+    config = encoder.config(
+        **NETWORK,
+        vocab_size=len(kept),
+        pad_token_id=list(kept).index(encoder.sizes["pad_token_id"]),
+        num_hidden_layers=len(layers),
+        max_position_embeddings=max_length,
+        trained_length=max_length,
+        num_instances=widths[-1],
+        widths=list(widths),
+        id2label=dict(enumerate(labels)),
+        label2id={name: index for index, name in enumerate(labels)},
+    )
+    return cut_student(encoder, config, layers, kept, task)
 
 
 def cut_tokenizer(
@@ -25,7 +77,7 @@ def cut_tokenizer(
 
     Args:
         tokenizer: a WordPiece tokenizer.
-        texts: what frequency is counted on.
+        texts: where frequency is counted.
         size: word pieces kept.
 
     Returns:
@@ -81,7 +133,7 @@ def cut_student(
 ) -> Student:
     """A multiplexed model that starts from some layers and word pieces of a pretrained one.
 
-    Slot 0's key is all ones and the others are random signs, so that N=1 and the first slot start
+    Slot 0's key is all ones and the other keys are random signs. So N=1 and the first slot start
     close to what the pretrained encoder knows, and keys are as far apart as random ones can be.
 
     Args:
@@ -92,7 +144,7 @@ def cut_student(
         task: what the student is for.
 
     Raises:
-        ValueError: where config and the cut disagree on layers or vocabulary.
+        ValueError: if config and the cut disagree on layers or vocabulary.
     """
     if config.num_hidden_layers != len(layers) or config.vocab_size != len(kept):
         raise ValueError(
@@ -125,17 +177,7 @@ def cut_student(
 
 
 def spread(count: int, available: int) -> list[int]:
-    """``count`` of ``available`` layers, the first and the last among them, spread evenly."""
+    """Pick ``count`` of ``available`` layers, spread evenly from the first to the last."""
     if count == 1:
         return [available - 1]
     return [round(i * (available - 1) / (count - 1)) for i in range(count)]
-
-
-def without_retrieval_head(model: Student) -> Student:
-    """A copy for serving: the retrieval head takes part in training only."""
-    config = type(model.config).from_dict({**model.config.to_dict(), "retrieval_head": False})
-    lean = type(model)(config)
-    state = model.state_dict()
-    # Beside the head, its demultiplexer has layers that only retrieval reads.
-    lean.load_state_dict({key: state[key] for key in lean.state_dict()})
-    return lean

@@ -12,20 +12,16 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from muxserve.training.data.labelled import LabelledTexts, encoded, near_length_batches, pad_batch
+from muxserve.training.data.batches import near_length_batches, pad_batch, token_ids
+from muxserve.training.data.labelled import LabelledTexts
+from muxserve.training.distil.schedule import linear_schedule
 from muxserve.training.work_folder import written_whole
 
 log = logging.getLogger(__name__)
 
-#: Texts whose soft labels are kept together: what a run that is stopped loses at most.
+#: Texts whose soft labels are saved together: the most that a stopped run loses.
 SOFT_LABEL_PART = 1024
-
-
-def token_ids(
-    tokenizer: Tokenizer, texts: Sequence[str], max_length: int, side: str = "right"
-) -> list[list[int]]:
-    """Token ids of each text with special tokens, cut to ``max_length`` tokens at ``side``."""
-    return [encoding.ids for encoding in encoded(tokenizer, texts, max_length, side)]
+_SOFT_LABEL_BATCH = 64
 
 
 def fine_tune(
@@ -54,10 +50,7 @@ def fine_tune(
     model.to(device)  # type: ignore[arg-type]
     rows = token_ids(tokenizer, texts.texts, max_length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    warm_up = max(1, int(0.06 * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm_up, (steps - s) / max(1, steps - warm_up))
-    )
+    schedule = linear_schedule(optimizer, steps, warm_up_share=0.06)
     batches = near_length_batches([len(row) for row in rows], batch_size, random.Random(seed))
     progress = tqdm(range(steps), desc="teacher", unit="step")
     for _ in progress:
@@ -85,20 +78,19 @@ def soft_labels(
     *,
     max_length: int,
     bf16: bool = False,
-    batch_size: int = 64,
     progress: bool = True,
 ) -> list[torch.Tensor]:
-    """The teacher's logits of each text, computed in order of length.
+    """Compute the teacher's logits of each text, in batches of similar length.
 
     Returns:
-        For each text [labels], or [tokens, labels] of a teacher that labels tokens.
+        For each text [labels], or [tokens, labels] where the teacher labels tokens.
     """
     rows = token_ids(tokenizer, texts, max_length)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     logits = [torch.empty(0)] * len(rows)
-    starts = range(0, len(order), batch_size)
+    starts = range(0, len(order), _SOFT_LABEL_BATCH)
     for start in tqdm(starts, desc="soft labels", unit="batch", disable=not progress):
-        picked = order[start : start + batch_size]
+        picked = order[start : start + _SOFT_LABEL_BATCH]
         pad_id = model.config.pad_token_id or 0
         ids, mask = pad_batch([rows[i] for i in picked], pad_id, device=model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
@@ -117,13 +109,13 @@ def kept_soft_labels(
     max_length: int,
     bf16: bool = False,
 ) -> list[torch.Tensor]:
-    """The teacher's logits as ``soft_labels`` gives them, each part computed once and kept.
+    """The teacher's logits as ``soft_labels`` returns them, each part computed once and saved.
 
     Args:
-        work: the folder that parts are kept in, of a run that is claimed.
+        work: the folder of a claimed run, where the parts are saved.
 
     Raises:
-        OSError: naming the file, where a part cannot be written.
+        OSError: naming the file, if a part cannot be written.
     """
     logits: list[torch.Tensor] = []
     with tqdm(total=len(texts), desc="soft labels", unit="text") as bar:
@@ -152,8 +144,3 @@ def _stored(file: Path) -> list[torch.Tensor]:
     if not state["tokens"].any():
         return list(state["logits"])
     return list(state["logits"].split(state["tokens"].tolist()))
-
-
-def accuracy(logits: torch.Tensor, labels: Sequence[int]) -> float:
-    """Share of rows whose largest logit is the label's."""
-    return float((logits.argmax(dim=-1) == torch.tensor(labels)).float().mean())

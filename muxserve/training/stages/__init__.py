@@ -1,1 +1,1 @@
-"""The three stages of the paper, from a recipe to a trained checkpoint."""
+"""The training stages of the paper: a recipe in, a trained checkpoint out."""

@@ -19,8 +19,10 @@ from transformers import (
 from muxserve.models.composition import MuxPreTrainedModel
 from muxserve.models.config import MuxConfig
 from muxserve.models.heads import IGNORED
-from muxserve.training.data.labelled import pad_batch
-from muxserve.training.evaluation import Examples, grouped_predictions
+from muxserve.training.data.batches import pad_batch
+from muxserve.training.evaluation.examples import Examples
+from muxserve.training.evaluation.groupings import grouped_predictions
+from muxserve.training.evaluation.quality import accuracy
 
 Rows = Sequence[Sequence[int]]
 Batch = dict[str, torch.Tensor]
@@ -35,13 +37,13 @@ class Objective(ABC):
     """One stage's loss and measure.
 
     Attributes:
-        metric: what ``measure`` tells a model's goodness by; larger is better.
+        metric: the figure of ``measure`` that models are compared by; larger is better.
     """
 
     metric = "accuracy"
 
     def __init__(self, rows: Rows, held: Rows, config: Any) -> None:
-        """Token ids to train on and to measure on; the network's config."""
+        """Take token ids to train on and to measure on, and the network's config."""
         self.rows = rows
         self.held = held
         self.n = config.num_instances if isinstance(config, MuxConfig) else 1
@@ -51,11 +53,12 @@ class Objective(ABC):
 
     @abstractmethod
     def batch(self, picked: Sequence[int], generator: torch.Generator) -> Batch:
-        """The batch of some rows; all that is drawn comes from ``generator``."""
+        """The batch of some rows; ``generator`` draws everything random."""
 
-    @abstractmethod
     def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """The loss of a batch."""
+        """The loss of a batch: the model's own, unless an objective has another."""
+        loss: torch.Tensor = model(**batch).loss
+        return loss
 
     @abstractmethod
     def measure(self, model: Any) -> dict[str, float]:
@@ -66,7 +69,7 @@ class Objective(ABC):
 
 
 class _PreTraining(Objective):
-    """What retrieval and pre-training share: figures over tokens of the rows held out."""
+    """Retrieval and pre-training: figures over the tokens of the rows held out."""
 
     def measure(self, model: MuxPreTrainedModel) -> dict[str, float]:
         right = total = batches = 0
@@ -91,7 +94,7 @@ class _PreTraining(Objective):
 
     @abstractmethod
     def right(self, model: MuxPreTrainedModel, batch: Batch) -> torch.Tensor:
-        """Which of the tokens asked for are named rightly: 1-D, bool."""
+        """Whether each of the tokens asked for is named correctly: 1-D, bool."""
 
     def _slots(self, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return torch.randint(self.n, (len(ids) // self.n, ids.shape[1]), generator=generator)
@@ -129,9 +132,9 @@ class TokenRetrieval(_PreTraining):
 
 
 class MaskedWords(_PreTraining):
-    """MUX-BERT's: masked-language modelling, with token retrieval beside it.
+    """Pre-training of MUX-BERT: masked-language modelling, with token retrieval beside it.
 
-    80 % of the tokens asked for are masked, 10 % random, 10 % as they were (Devlin et al., 2019).
+    80 % of the tokens asked for are masked, 10 % random and 10 % unchanged (Devlin et al., 2019).
     """
 
     masked_share, random_share = 0.8, 0.1
@@ -139,7 +142,7 @@ class MaskedWords(_PreTraining):
     def __init__(
         self, rows: Rows, held: Rows, config: Any, tokenizer: Tokenizer, share: float
     ) -> None:
-        """``share`` of the tokens are asked for; ValueError for a tokenizer without a mask."""
+        """Ask for a share of the tokens; ValueError for a tokenizer without a mask token."""
         super().__init__(rows, held, config)
         self.coefficients = (config.retrieval_loss_coeff, config.task_loss_coeff)
         pieces = tokenizer.get_vocab()
@@ -158,7 +161,7 @@ class MaskedWords(_PreTraining):
     def _masked(
         self, ids: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masked ids and the original ones where they are asked for, both [B, L]."""
+        """Masked ids, and the original ids of the tokens asked for, both [B, L]."""
         self.masking.generator = generator
         return self.masking.torch_mask_tokens(ids.clone(), torch.isin(ids, self.special))
 
@@ -173,29 +176,34 @@ class MaskedWords(_PreTraining):
         }
 
     def loss(self, model: MuxPreTrainedModel, batch: Batch) -> torch.Tensor:
-        # Not by the model's own forward: its logits are [B, L, vocabulary], mostly zeros.
+        # The model's own forward would make logits of [B, L, vocabulary], mostly zeros.
         retrieval, task = self.coefficients
         encoded = model.encode(batch["input_ids"], batch["attention_mask"])
-        labels = batch["labels"].flatten()
-        asked = labels.ne(IGNORED).nonzero().squeeze(1)
+        asked, labels = self._asked(batch)
         named = model.token_logits(encoded, asked).float()
-        loss = task * cross_entropy(named, labels[asked], reduction="sum") / max(1, len(asked))
+        loss = task * cross_entropy(named, labels, reduction="sum") / max(1, len(asked))
         if retrieval:
             loss = loss + retrieval * model.retrieval_loss(encoded, batch["retrieval_slots"])
         return loss
 
     def right(self, model: MuxPreTrainedModel, batch: Batch) -> torch.Tensor:
         encoded = model.encode(batch["input_ids"], batch["attention_mask"])
+        asked, labels = self._asked(batch)
+        return model.token_logits(encoded, asked).argmax(dim=-1) == labels
+
+    @staticmethod
+    def _asked(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places of the tokens asked for among all of a batch, and their labels."""
         labels = batch["labels"].flatten()
         asked = labels.ne(IGNORED).nonzero().squeeze(1)
-        return model.token_logits(encoded, asked).argmax(dim=-1) == labels[asked]
+        return asked, labels[asked]
 
 
 class ReplacedWords(MaskedWords):
-    """MUX-ELECTRA's: which tokens were replaced, with token retrieval beside it.
+    """Pre-training of MUX-ELECTRA: which tokens were replaced, with token retrieval beside it.
 
-    85 % of the tokens picked are masked, as in the reference; a generator, which is not trained
-    here, names all of them (Clark et al., 2020). Without one they are random tokens.
+    85 % of the tokens picked are masked, as in the reference. A generator, which is not trained
+    here, names all of them (Clark et al., 2020); without one they become random tokens.
     """
 
     masked_share, random_share = 0.85, 0.0
@@ -235,8 +243,7 @@ class ReplacedWords(MaskedWords):
         }
 
     def loss(self, model: MuxPreTrainedModel, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = model(**batch).loss
-        return loss
+        return Objective.loss(self, model, batch)
 
     def right(self, model: MuxPreTrainedModel, batch: Batch) -> torch.Tensor:
         inputs = {key: value for key, value in batch.items() if key != "labels"}
@@ -251,7 +258,7 @@ class Labelled(Objective):
     def __init__(
         self, rows: Rows, labels: Sequence[Any], held: Examples, config: Any, *, regression: bool
     ) -> None:
-        """Rows with a class id, a number or a list of class ids each; what is right of the rest."""
+        """Take rows with a class id, a number or a list of class ids each, and examples."""
         super().__init__(rows, held.ids, config)
         self.labels = labels
         self.examples = held
@@ -268,10 +275,6 @@ class Labelled(Objective):
             targets = torch.tensor(labels)
         return {"input_ids": ids, "attention_mask": mask, "labels": targets}
 
-    def loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = model(**batch).loss
-        return loss
-
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         logits = grouped_predictions(
             model,
@@ -284,4 +287,4 @@ class Labelled(Objective):
         right = self.examples.labels
         if self.metric == "pearson":
             return {self.metric: float(torch.corrcoef(torch.stack([logits[:, 0], right]))[0, 1])}
-        return {self.metric: float((logits.argmax(dim=-1) == right).float().mean())}
+        return {self.metric: accuracy(logits, right)}

@@ -13,10 +13,12 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
+from muxserve.errors import first_line
 from muxserve.models import MuxConfig, MuxElectraConfig
 from muxserve.models.source import fetch
 from muxserve.training import checksums
 from muxserve.training.curves import Curves
+from muxserve.training.data.batches import encoded, token_ids
 from muxserve.training.data.corpora import (
     Use,
     class_ids,
@@ -25,12 +27,12 @@ from muxserve.training.data.corpora import (
     numbers,
     used_columns,
 )
-from muxserve.training.data.labelled import TaggedTexts, encoded
+from muxserve.training.data.labelled import TaggedTexts
 from muxserve.training.data.tags import tagged_rows
-from muxserve.training.distil.student import without_retrieval_head
-from muxserve.training.evaluation import Examples, tagged_examples
+from muxserve.training.evaluation.examples import Examples, tagged_examples
 from muxserve.training.pretrained import Student
 from muxserve.training.recipe import StageRecipe
+from muxserve.training.saving import save_tokenizer, without_retrieval_head
 from muxserve.training.stages.objectives import (
     Labelled,
     MaskedWords,
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 def run_stage(recipe: StageRecipe) -> dict[str, float]:
-    """Run a stage, or go on with it where it was stopped; what it measured on the rows held out.
+    """Run a stage, or resume it, and return its figures on the rows held out.
 
     ``recipe.out`` gets the checkpoint, its tokenizer and ``stage.json`` (recipe and figures), all
     or nothing. The state of the run is kept in ``recipe.work_folder``.
@@ -59,7 +61,7 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
         ValueError: for data, settings or a start that do not fit, naming which; for a work folder
             of another run.
         FamilyError: for a start that cannot be read.
-        OSError: naming the file, where something cannot be written.
+        OSError: naming the file, if something cannot be written.
     """
     check_empty(recipe.out)
     torch.manual_seed(recipe.seed)
@@ -69,7 +71,7 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
             f"{recipe.data}: {len(objective.rows)} rows are fewer than one batch takes "
             f"({recipe.groups} groups of {objective.n})"
         )
-    # Only now, so that a mistake above can be mended without another work folder.
+    # Claimed last: a mistake above can be corrected without another work folder.
     with claimed(recipe.work_folder, {**recipe.what_is_computed(), **content}):
         state = recipe.work_folder / "trainer"
         checkpoint = last_whole_checkpoint(state)
@@ -86,7 +88,7 @@ def run_stage(recipe: StageRecipe) -> dict[str, float]:
 def _prepare(
     recipe: StageRecipe,
 ) -> tuple[PreTrainedModel, Tokenizer, Objective, dict[str, str]]:
-    """The network, its tokenizer, what it learns, and a checksum of everything that was read."""
+    """The network, its tokenizer, what it learns, and checksums of everything that was read."""
     use: Use = recipe.task if recipe.stage == "finetune" else "plain"
     train, held = load_corpus(recipe, use, recipe.seed)
     columns = used_columns(recipe, use)
@@ -143,8 +145,8 @@ def _finetuning(
             tokenizer,
             Labelled(rows.ids, rows.labels, examples, model.config, regression=False),
         )
-    ids = [encoding.ids for encoding in encoded(tokenizer, _texts(train, recipe), length)]
-    held_ids = [encoding.ids for encoding in encoded(tokenizer, _texts(held, recipe), length)]
+    ids = token_ids(tokenizer, _texts(train, recipe), length)
+    held_ids = token_ids(tokenizer, _texts(held, recipe), length)
     labels, right = (
         numbers(part, column) if names is None else class_ids(part, column, names)
         for part in (train, held)
@@ -166,7 +168,7 @@ def _tagged(part: "Dataset", recipe: StageRecipe, names: list[str]) -> TaggedTex
 
 
 def _windows(part: "Dataset", column: str, tokenizer: Tokenizer, length: int) -> Rows:
-    """Token ids of plain text; what is longer than ``length`` goes on in further rows."""
+    """Token ids of plain text; a text longer than ``length`` continues in further rows."""
 
     def windows(texts: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         rows: list[list[int]] = []
@@ -185,7 +187,7 @@ def _generator(recipe: StageRecipe, model: PreTrainedModel) -> PreTrainedModel |
     try:
         generator = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=False).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"generator: {folder}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"generator: {folder}: {first_line(error)}") from None
     if generator.config.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"generator: {folder} has {generator.config.vocab_size} word pieces, the start "
@@ -204,9 +206,6 @@ def _write(
     if recipe.stage == "finetune" and isinstance(model.config, MuxConfig):
         model = without_retrieval_head(cast(Student, model))
     model.save_pretrained(folder)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    # Not by the tokenizer's own save, which tells of a full disk as a bare Exception.
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    save_tokenizer(tokenizer, folder)
     told = {"recipe": recipe.model_dump(mode="json"), "measured": measured}
     (folder / "stage.json").write_text(json.dumps(told, indent=2) + "\n")

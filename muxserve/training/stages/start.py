@@ -1,4 +1,4 @@
-"""A plain encoder or a MUX-PLM in, the network that a stage trains out, with its tokenizer."""
+"""A plain encoder or a MUX-PLM in, the network that a stage trains and its tokenizer out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel, PreTrainedModel
 
+from muxserve.errors import first_line
 from muxserve.models import (
     MuxBertConfig,
     MuxBertForMaskedLM,
@@ -26,9 +27,9 @@ from muxserve.training.pretrained import plain_encoder
 from muxserve.training.recipe import MOST_TOKENS, StageRecipe
 
 _FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-#: What a network for pre-training lends to one for classifying, or does not have for it.
+#: Heads that the weights of a start need not have: they are drawn at random.
 _HEADS = ("classifier.", "retrieval_head.")
-#: Fields of a recipe that describe the network; a MUX-PLM brings its own.
+#: Fields of a recipe that describe the network; a MUX-PLM has its own.
 _ARCHITECTURE = (
     "num_instances",
     "muxing_variant",
@@ -40,9 +41,9 @@ _ARCHITECTURE = (
 def stage_network(
     recipe: StageRecipe, labels: Sequence[str] | None
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """The network of a stage with the weights that its start has, the rest drawn at random.
+    """Build the network of a stage: weights from its start, and the rest drawn at random.
 
-    At N=1 the network is the plain classifier of ``transformers``; elsewhere it is one of ours,
+    At N=1 the network is the plain classifier of ``transformers``. For other N it is one of ours,
     whose ``config.trained_length`` is the most tokens of a text.
 
     Args:
@@ -72,7 +73,7 @@ def text_length(recipe: StageRecipe, model: PreTrainedModel) -> int:
     """Most tokens of a text that a stage trains its network on.
 
     Raises:
-        ValueError: where the recipe asks for more than a plain start has positions.
+        ValueError: if the recipe asks for more tokens than a plain start has positions.
     """
     if isinstance(model.config, MuxConfig):
         return model.config.trained_length
@@ -136,7 +137,7 @@ def _multiplexed(
     architecture = {field: getattr(recipe, field) for field in _ARCHITECTURE}
     fields = {key: value for key, value in architecture.items() if value is not None}
     if prefix:
-        # What texts begin with ends the prefix.
+        # The first token of a text ends the prefix.
         tokenizer = read_tokenizer(recipe.tokenizer or str(folder), plain)
         fields["first_token_id"] = tokenizer.encode("").ids[0]
     config = encoder.config(
@@ -166,7 +167,7 @@ def _read_plain(auto: Any, folder: Path, fields: dict[str, Any]) -> PreTrainedMo
             folder, config=config, ignore_mismatched_sizes=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"start: {folder}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"start: {folder}: {first_line(error)}") from None
     return cast(PreTrainedModel, model)
 
 

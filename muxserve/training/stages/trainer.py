@@ -1,7 +1,7 @@
-"""``transformers.Trainer`` for multiplexed batches: whole groups, resumed to the very same result.
+"""``transformers.Trainer`` for multiplexed batches: whole groups, and resumed runs end the same.
 
-A batch is a function of the seed and its number, so that a run that was stopped sees the same
-batches as one that was not; dropout goes on from the saved state of the random generators.
+A batch is a function of the seed and its number, so a resumed run sees the same batches as one that
+was not stopped; dropout continues from the saved state of the random generators.
 """
 
 import json
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from muxserve.training.curves import Curves
-from muxserve.training.data.labelled import near_length_epoch
+from muxserve.training.data.batches import near_length_epoch
 from muxserve.training.recipe import StageRecipe
 from muxserve.training.stages.objectives import Batch, Objective
 from muxserve.training.work_folder import unwritten
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class NumberedBatches(Dataset[Batch]):
-    """Batches by number: near in length, epoch after epoch in another order."""
+    """Batches by number: of similar length, in another order every epoch."""
 
     def __init__(self, objective: Objective, size: int, count: int, seed: int) -> None:
-        """``count`` batches of ``size`` rows each."""
+        """Make ``count`` batches of ``size`` rows each."""
         self.objective = objective
         self.size = size
         self.count = count
@@ -64,7 +64,7 @@ class NumberedBatches(Dataset[Batch]):
 
 
 class StageTrainer(Trainer):
-    """``Trainer`` with an objective's batches, loss and measure."""
+    """``Trainer`` with an objective's batches, loss and figures."""
 
     objective: Objective
 
@@ -84,7 +84,7 @@ class StageTrainer(Trainer):
         arguments = TrainingArguments(
             output_dir=str(state),
             max_steps=recipe.steps,
-            per_device_train_batch_size=1,  # a batch comes whole from NumberedBatches
+            per_device_train_batch_size=1,  # NumberedBatches makes whole batches
             gradient_accumulation_steps=recipe.gradient_accumulation,
             learning_rate=recipe.peak_learning_rate,
             warmup_steps=int(recipe.warm_up_share * recipe.steps),
@@ -106,7 +106,7 @@ class StageTrainer(Trainer):
             report_to=[],
         )
         if arguments.n_gpu > 1:
-            # Several would split a batch without regard to its groups.
+            # Several GPUs would split a batch without regard to its groups.
             arguments._n_gpu = 1
         size = recipe.groups * objective.n
         batches = NumberedBatches(
@@ -117,11 +117,11 @@ class StageTrainer(Trainer):
             args=arguments,
             data_collator=_only,
             train_dataset=batches,
-            eval_dataset=objective.held,  # Trainer wants one; the objective measures
+            eval_dataset=objective.held,  # Trainer needs one; the objective measures
             callbacks=[self.progress],
         )
         self.remove_callback(PrinterCallback)
-        # The objective's loss is a mean over its batch, whatever the model could be told.
+        # The objective's loss is a mean over its batch, whatever arguments the model accepts.
         self.model_accepts_loss_kwargs = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -147,7 +147,7 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             state = Path(str(self.args.output_dir))
-            last_whole_checkpoint(state)  # removes what was begun
+            last_whole_checkpoint(state)  # removes the unfinished one
             told = unwritten(state, error)
             raise OSError(f"{told}; the same command goes on from the state before") from None
 
@@ -215,7 +215,7 @@ class Progress(TrainerCallback):
 
 
 def last_whole_checkpoint(state: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; what was cut off is removed."""
+    """The newest checkpoint that was written to its end; unfinished ones are removed."""
     whole: list[tuple[int, Path]] = []
     for folder in state.glob("checkpoint-*"):
         try:

@@ -1,7 +1,7 @@
-"""What an exported model knows of its family, and what can be tuned about it.
+"""What an exported model knows about its family, and its tuning parameters.
 
-The first is written at export and travels in ``mux.json``; the second stands in ``config.pbtxt``
-under ``parameters``, where whoever runs Triton changes it.
+The export writes the facts to ``mux.json``. The tuning is under ``parameters`` in ``config.pbtxt``,
+where the operator of Triton can change it.
 """
 
 import json
@@ -14,17 +14,17 @@ FACTS_FILE = "mux.json"
 
 @dataclass(frozen=True)
 class Facts:
-    """One exported model.
+    """The facts of one exported model.
 
     Attributes:
         labels: names, in the order of the logits.
         problem_type: decides how logits become scores.
         of_tokens: whether every token gets a label, rather than the text.
-        max_length: most tokens of a text.
-        truncation_side: where a text that is too long is cut, "left" or "right".
-        padded_length: the one length that every text is padded to, or None for the longest.
+        max_length: maximum tokens of a text.
+        truncation_side: which side of a long text is cut, "left" or "right".
+        padded_length: the length that every text is padded to, or None for the batch's longest.
         pad_id: token id of padding.
-        vocab_size: ids are below it.
+        vocab_size: every id is below it.
         widths: every N that the model may run at, ascending.
     """
 
@@ -40,25 +40,24 @@ class Facts:
 
     @classmethod
     def read(cls, folder: Path) -> "Facts":
-        """The facts of the version folder of a model."""
+        """Read the facts from a model's version folder."""
         return cls(**json.loads((folder / FACTS_FILE).read_text(encoding="utf-8")))
 
     def write(self, folder: Path) -> None:
-        """Write them into the version folder of a model."""
+        """Write the facts into a model's version folder."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
         (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What can be set about a model that runs.
+    """The settings of a running model.
 
     Attributes:
-        latency_target_ms: what waits is to be drained within this; a wider N is taken when it
-            would not be.
-        max_groups: most groups of one forward.
-        max_waiting_texts: texts that one execution answers; what waits beyond is refused.
-        warm_up_s: seconds after which measuring forward times at start gives way.
+        latency_target_ms: time to drain what waits; a wider N is taken to meet it.
+        max_groups: maximum groups of one forward.
+        max_waiting_texts: texts that one execution answers; more are refused.
+        warm_up_s: seconds after which the measuring of forward times at start ends early.
         threads: CPU threads of a forward; 0 for every core of the process.
     """
 
@@ -70,10 +69,10 @@ class Tuning:
 
     @classmethod
     def of_parameters(cls, parameters: Mapping[str, str]) -> "Tuning":
-        """The settings among a model's parameters; the others are not ours.
+        """The settings among a model's parameters; other parameters are ignored.
 
         Raises:
-            ValueError: naming the parameter.
+            ValueError: a value is invalid; the message names the parameter.
         """
         values: dict[str, float | int] = {}
         for name, kind, least in (

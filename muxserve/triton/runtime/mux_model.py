@@ -1,7 +1,7 @@
-"""A multiplexed model in Triton's Python backend: requests of token ids in, logits out.
+"""A multiplexed model in Triton's Python backend: requests with token ids in, logits out.
 
-Triton calls ``execute`` with the requests that wait. A request that cannot be answered gets its own
-error and never one of its neighbours.
+Triton calls ``execute`` with the waiting requests. A request that cannot be answered gets its own
+error, never a neighbour's.
 """
 
 import json
@@ -20,13 +20,13 @@ _INPUT = "input_ids"
 
 
 class Reply:
-    """The response to one request, sent as soon as it is there.
+    """The response to one request, sent as soon as it is complete.
 
-    Triton before 24.07 takes responses only all together, when the execution ends.
+    Triton before 24.07 only takes all responses together, when the execution ends.
 
     Attributes:
-        texts: of the request; ``missing`` of them have no answer yet.
-        returned: what the execution gives back for the request; None where it is sent.
+        texts: the request's texts; ``missing`` of them have no answer yet.
+        returned: what the execution returns for the request; None once it has been sent.
     """
 
     def __init__(self, request: Any) -> None:
@@ -52,10 +52,10 @@ class Reply:
 
 
 class TritonPythonModel:
-    """What Triton looks for in ``model.py``; one object for each instance of the model."""
+    """The class that Triton loads from ``model.py``, once for each instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the graph of every N and measure forward times; the model is ready after that."""
+        """Load the graph of every N and measure forward times; then the model is ready."""
         folder = Path(args["model_repository"]) / args["model_version"]
         config = json.loads(args["model_config"])
         given = {
@@ -73,7 +73,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request, each as soon as its last text is through."""
+        """Answer every request, each as soon as its last text is done."""
         replies = [Reply(request) for request in requests]
         owner: dict[int, Reply] = {}
         texts: list[Text] = []
@@ -84,7 +84,7 @@ class TritonPythonModel:
                 reply.refuse(str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
             most = self._tuning.max_waiting_texts
-            # A request alone is never too long: Triton has bounded it.
+            # The first request always fits: Triton has bounded its size.
             if texts and len(texts) + len(reply.texts) > most:
                 reply.refuse(
                     f"the line is full: {most} texts wait; try again later",
@@ -127,7 +127,7 @@ class TritonPythonModel:
         )
 
     def _stack(self, logits: list[np.ndarray]) -> np.ndarray:
-        """One array of a request's texts; those of tokens are filled with zeros at the end."""
+        """One array for a request's texts; logits of tokens are padded with zeros at the end."""
         if not self._facts.of_tokens:
             return np.stack(logits)
         longest = max(len(one) for one in logits)
@@ -138,7 +138,7 @@ class TritonPythonModel:
 
 
 def graph_file(n: int) -> str:
-    """File name of the graph of N=n."""
+    """The file name of the graph for N=n."""
     return f"n{n}.onnx"
 
 

@@ -1,4 +1,4 @@
-"""A request's array of token ids in, its texts out; a mistake is told with its input and place."""
+"""A request's array of token ids in, its texts out; errors name the input and the position."""
 
 import json
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from muxserve.triton.runtime.facts import Facts
 
 
 class Refused(ValueError):
-    """A request cannot be answered; the message says which input, where, and what was expected."""
+    """A request cannot be answered; the message says which input, where, and what is expected."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a request may ask for, as Triton's request parameters.
+    """The options of a request, from Triton's request parameters.
 
     Attributes:
         max_num_instances: widest N that may answer, or None.
@@ -26,10 +26,10 @@ class Options:
 
 
 def read_options(parameters: str, narrowest: int) -> Options:
-    """The options among a request's parameters, which Triton gives as JSON; others are not ours.
+    """The options in a request's parameters, which are JSON; other parameters are ignored.
 
     Raises:
-        Refused: for a value that cannot be.
+        Refused: a value is invalid.
     """
     values = json.loads(parameters) if parameters else {}
     cap = values.get("max_num_instances")
@@ -50,12 +50,12 @@ def read_rows(name: str, ids: np.ndarray, facts: Facts) -> list[np.ndarray]:
     """The token ids of each text of a request, without the padding at its end.
 
     Args:
-        name: of the input, for messages.
+        name: name of the input, for messages.
         ids: [texts, tokens] integers.
-        facts: of the model.
+        facts: the model's facts.
 
     Raises:
-        Refused: for ids outside the vocabulary, a text that is too long, or one without tokens.
+        Refused: an id is outside the vocabulary, or a text is too long or has no tokens.
     """
     if ids.ndim != 2:
         raise Refused(f"{name}: expected shape [texts, tokens], got {list(ids.shape)}")

@@ -1,4 +1,4 @@
-"""The last step of a text front that labels words: logits of tokens in, a label per word out."""
+"""The last step of a text front that labels words: token logits in, a label for each word out."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from muxserve.triton.runtime.facts import Facts
 
 
 class TritonPythonModel:
-    """What Triton looks for in ``model.py``; one object for each instance of the model."""
+    """The class that Triton loads from ``model.py``, once for each instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the labels."""
@@ -19,7 +19,7 @@ class TritonPythonModel:
         self._names = np.array([label.encode() for label in self._facts.labels], dtype=object)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """The best label of every word and its score; empty and 0 where a text has no more."""
+        """The best label of every word and its score; empty and 0 past a text's last word."""
         responses = []
         for request in requests:
             logits = pb_utils.get_input_tensor_by_name(request, "logits").as_numpy()
@@ -36,7 +36,7 @@ class TritonPythonModel:
 def read_words(
     logits: np.ndarray, places: np.ndarray, names: np.ndarray, problem_type: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [texts, words] and scores of logits [texts, tokens, labels] at ``places``."""
+    """Labels and scores [texts, words], read from logits [texts, tokens, labels] at ``places``."""
     rows = np.arange(len(places))[:, None]
     scores = activate(logits[rows, np.maximum(places, 0)], problem_type)
     is_word = places >= 0

@@ -1,4 +1,4 @@
-"""Texts in, arrays of token ids out; and for families that label words, where the words are."""
+"""Texts in, arrays of token ids out; for families that label words also the words' positions."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ from muxserve.triton.runtime.rows import Refused
 
 @dataclass(frozen=True)
 class TextRow:
-    """One text as its encoding, cut where it was too long.
+    """One text with its encoding, cut if it is too long.
 
     Attributes:
-        text: as it came.
+        text: the original text.
         encoding: at most as many tokens as the model takes.
-        tokens: how many it had.
+        tokens: number of tokens before cutting.
     """
 
     text: str
@@ -29,7 +29,7 @@ def read_texts(name: str, raw: np.ndarray) -> list[str]:
     """The texts of a request, [texts, 1] of bytes.
 
     Raises:
-        Refused: for one that is empty or not UTF-8.
+        Refused: a text is empty or not UTF-8.
     """
     texts = []
     for row, value in enumerate(raw.reshape(-1)):
@@ -55,7 +55,7 @@ class TextRows:
         self._cut.enable_truncation(facts.max_length, direction=facts.truncation_side)
 
     def encode(self, texts: list[str]) -> list[TextRow]:
-        """Every text, cut where it is too long."""
+        """Encode every text, cut if it is too long."""
         rows = []
         for text, encoding in zip(texts, self._whole.encode_batch(texts), strict=True):
             tokens = len(encoding.ids)
@@ -65,15 +65,15 @@ class TextRows:
         return rows
 
     def arrays(self, name: str, rows: list[TextRow], *, truncate: bool) -> dict[str, np.ndarray]:
-        """Outputs of one request.
+        """The outputs of one request.
 
         Returns:
-            ``input_ids`` [texts, tokens of the longest] int64 and ``truncated`` [texts, 1] bool;
-            where words are labelled also ``words`` [texts, most words] and ``word_tokens``, the
-            token that each is read at, -1 where a text has no more words.
+            ``input_ids`` [texts, tokens of the longest] int64 and ``truncated`` [texts, 1] bool.
+            If words are labelled, also ``words`` [texts, most words] and ``word_tokens``, the
+            token at which each word is read, -1 past a text's last word.
 
         Raises:
-            Refused: for a text that is too long where ``truncate`` is false.
+            Refused: a text is too long and ``truncate`` is false.
         """
         most = self._facts.max_length
         for index, row in enumerate(rows):
@@ -93,7 +93,7 @@ class TextRows:
 
 def _words(rows: list[TextRow]) -> dict[str, np.ndarray]:
     spans = [word_spans(row.encoding) for row in rows]
-    # Triton has no empty dimension in a batch; a text without words has one that is none.
+    # Triton allows no empty dimension in a batch, so a text without words gets one empty word.
     most = max(1, *(len(one) for one in spans))
     words = np.full((len(rows), most), b"", dtype=object)
     places = np.full((len(rows), most), -1, dtype=np.int64)

@@ -1,7 +1,7 @@
-"""The text front in Triton's Python backend: texts in, token ids out, as the engine's tokenizer.
+"""The tokenizer in Triton's Python backend: texts in, the engine's token ids out.
 
-All texts that wait are tokenized in one call. A text that is empty or not UTF-8 fails its own
-request only; one that is too long is cut, which the output ``truncated`` says.
+All waiting texts are tokenized in one call. A text that is empty or not UTF-8 fails only its own
+request. A text that is too long is cut, and the output ``truncated`` says so.
 """
 
 import json
@@ -17,7 +17,7 @@ from muxserve.triton.runtime.texts import TextRows, read_texts
 
 
 class TritonPythonModel:
-    """What Triton looks for in ``model.py``; one object for each instance of the model."""
+    """The class that Triton loads from ``model.py``, once for each instance of the model."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer."""
@@ -26,7 +26,7 @@ class TritonPythonModel:
         self._rows = TextRows(tokenizer, Facts.read(folder))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Tokenize every request's texts; in Triton's order."""
+        """Tokenize the texts of every request, in Triton's order."""
         texts: list[str] = []
         parts: list[tuple[int, bool, Refused | None]] = []
         for request in requests:

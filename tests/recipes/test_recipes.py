@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 
 from muxserve.models.family import Family
 from muxserve.training.data.labelled import LabelledTexts, TaggedTexts
-from muxserve.training.distil.distillation import build_student, save_family
+from muxserve.training.distil import family as distil_family
+from muxserve.training.distil.family import save_family
+from muxserve.training.distil.student import build_student
 from muxserve.training.pretrained import plain_encoder
 from recipes import part_of_speech, sentiment
-from recipes.program import run
+from recipes.command import run
 from tests.conftest import PIECES, tiny_bert, tiny_tokenizer
 
 WORDS = ["good", "bad", "film", "very", "not", "the"]
@@ -83,7 +85,7 @@ def test_the_sentiment_family_is_made_whole_and_goes_on(tiny, base, tmp_path, mo
     assert not (work / "teacher").exists(), "a config alone is no teacher"
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", saved)
     with monkeypatch.context() as patch:
-        patch.setattr(sentiment, "distill", stopped)
+        patch.setattr(distil_family, "distill", stopped)
         with pytest.raises(KeyboardInterrupt):
             sentiment.train(**settings, work=work, out=out)
     assert (work / "teacher" / "model.safetensors").exists()
@@ -94,7 +96,8 @@ def test_the_sentiment_family_is_made_whole_and_goes_on(tiny, base, tmp_path, mo
     moved: list[torch.device] = []
     device = torch.device("cpu", 0)  # the same as "cpu", and told from it
     with monkeypatch.context() as patch:
-        patch.setattr(sentiment, "fastest_device", lambda: device)
+        for module in (sentiment, distil_family):
+            patch.setattr(module, "fastest_device", lambda: device)
         patch.setattr(PreTrainedModel, "to", lambda self, where: moved.append(where))
         sentiment.train(**settings, work=work, out=out)
     assert moved == [device, device], "the teacher and the student"

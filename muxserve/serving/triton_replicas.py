@@ -24,7 +24,7 @@ class TritonReplicas:
         self._spec = family.spec
         self._model = TritonModel(family, config)
 
-    async def classify_bundle(self, bundle: Bundle) -> BundleAnswer:
+    async def predict_bundle(self, bundle: Bundle) -> BundleAnswer:
         """Answer every text of a bundle; requests that allow the same share a call."""
         now_s = time.monotonic()
         together: dict[tuple[int | None, str | None], list[int]] = {}
@@ -38,7 +38,7 @@ class TritonReplicas:
         outcomes: list[Outcome | None] = [None] * len(texts)
 
         async def call(cap: int | None, isolation_key: str | None, indices: list[int]) -> None:
-            # The last deadline: each request's own is kept by whoever waits for it.
+            # The last deadline: those who wait for a request keep its own.
             due = [deadlines[index] for index in indices]
             last_s = None if None in due else max(one for one in due if one is not None)
             answers = await self._model.predict(

@@ -1,6 +1,6 @@
-"""How many groups texts make: each isolation key its own, none wider than its texts allow.
+"""How many groups texts make: one isolation key to a group, none wider than its texts allow.
 
-What the policy counts. Pure, and quick for texts that any other may share a group with.
+The policy counts with it. Pure, and quick for texts that may share a group with any other.
 """
 
 import bisect
@@ -23,15 +23,15 @@ _NONE = {None}
 
 
 @dataclass(slots=True)
-class Load:
-    """Texts as groups are counted of them.
+class TextCounts:
+    """Texts, counted by kind to tell how many groups they make.
 
     Attributes:
         free: texts without an isolation key, by kind.
-        keyed: of those with one, how many keys have just such texts. Which key it is does not
-            matter, so that a thousand keys of one text each cost no more than a few.
+        keyed: how many keys have just these texts. Which key does not matter, so a thousand keys of
+            one text each cost no more than a few.
         looked: texts that were looked at.
-        total: the same, and the texts behind those. They are taken to be alike, and those with
+        total: the same, and the texts behind them. These are assumed to be alike, and those with
             keys to make as many more groups: the planner does not see them beside each other.
     """
 
@@ -43,8 +43,8 @@ class Load:
     @classmethod
     def of(
         cls, texts: Collection[Waiting], times: ForwardTimes, widths: Sequence[int], behind: int = 0
-    ) -> "Load":
-        """Count texts; those that any text may share a group with are quick to count."""
+    ) -> "TextCounts":
+        """Count texts; those without keys and caps are quick to count."""
         if not any(map(_CAP, texts)) and _NONE.issuperset(map(_KEY, texts)):
             return cls._of_lengths(list(map(_LENGTH, texts)), times, widths, behind)
         free: dict[_Alike, int] = {}
@@ -64,7 +64,7 @@ class Load:
     @classmethod
     def _of_lengths(
         cls, lengths: list[int], times: ForwardTimes, widths: Sequence[int], behind: int = 0
-    ) -> "Load":
+    ) -> "TextCounts":
         """Count texts without keys and caps; sorts ``lengths``."""
         lengths.sort()
         ends = [bisect.bisect_right(lengths, bucket) for bucket in times.lengths]
@@ -76,7 +76,7 @@ class Load:
         return cls(free, {}, len(lengths), len(lengths) + behind)
 
     def groups(self, n: int) -> Mapping[tuple[int, int], int]:
-        """Groups that everything makes at N=n, or as wide as it allows: by (N, length bucket)."""
+        """Groups of all texts at N=n, or as wide as they allow, by (N, length bucket)."""
         texts: dict[tuple[int, int], int] = {}
         for (length, limit), count in self.free.items():
             at = n if n < limit else limit, length
@@ -88,7 +88,7 @@ class Load:
         return groups
 
     def groups_of_keys(self, n: int) -> Mapping[tuple[int, int], int]:
-        """Groups of the texts with keys that were looked at: by (N, length bucket).
+        """Groups of the texts with keys that were looked at, by (N, length bucket).
 
         A key's texts are cut longest first, as the planner does: it has few, and a group of them
         may hold several lengths.
@@ -106,7 +106,7 @@ class Load:
         return groups
 
     def batches(self, n: int) -> tuple[int, int]:
-        """Groups of everything that may be in batches at N=n, and texts in one of them."""
+        """Groups of all texts that may be in batches at N=n, and the texts in one of them."""
         texts = sum(count for (_, limit), count in self.free.items() if limit >= n)
         groups = -(-self._scaled(texts) // n)
         if not self.keyed:

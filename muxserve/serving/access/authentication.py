@@ -1,6 +1,6 @@
-"""A request's head in, its caller out, or a refusal: before anything of its body is read.
+"""A request's head in, its caller out, or a refusal, before its body is read.
 
-Where there are keys, everything asks for one but what is listed here: a path that is forgotten is
+Where there are keys, every path needs one except those listed here: a path that is forgotten is
 closed, not open.
 """
 
@@ -29,15 +29,17 @@ _PAGES = {
 }
 
 
-class Door:
-    """Lets callers in."""
+class Authenticator:
+    """Tells who asks, and refuses who may not."""
 
     def __init__(
         self, config: SecurityConfig | None = None, keyring: Keyring | None = None
     ) -> None:
-        """Args:
-        config: of the application; by default everything is open.
-        keyring: of ``config.keys_file``, where there is one.
+        """Let callers in as the settings say.
+
+        Args:
+            config: of the application; by default everything is open.
+            keyring: of ``config.keys_file``, where there is one.
         """
         config = config or SecurityConfig()
         self._keyring = keyring
@@ -60,7 +62,7 @@ class Door:
         """Who asks for a path of this application.
 
         Raises:
-            Unauthenticated: without a key, or with one that nobody has.
+            Unauthenticated: without a key, or with an unknown one.
             NotFound: a page that is off.
         """
         page = _PAGES.get(path)
@@ -79,7 +81,7 @@ class Door:
         return of_address(self._proxies.address(peer, [one.decode("latin-1") for one in values]))
 
     def check_grpc(self, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
-        """Raise where a call may not pass; ``method`` as gRPC has it, ``/service/name``.
+        """Raise where a call is not allowed; ``method`` as gRPC has it, ``/service/name``.
 
         Raises:
             Unauthenticated: as ``http_caller``.
@@ -129,6 +131,6 @@ def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
 
 
 def _texts(metadata: Sequence[tuple[str, Any]], name: str) -> list[bytes]:
-    """gRPC's client libraries write names small; what is binary is no text of ours."""
+    """Values of one name, which gRPC's clients write in lower case, as bytes."""
     values = [value for key, value in metadata if key == name]
     return [one if isinstance(one, bytes) else one.encode("latin-1", "replace") for one in values]

@@ -1,0 +1,1 @@
+"""Measuring a family: examples, groupings, figures, and what ``family.json`` states of them."""
