@@ -81,7 +81,7 @@ class Bodies:
         read: Callable[[], Coroutine[Any, Any, bytes]],
         max_bytes: int,
         timeout_s: float,
-        caller: str,
+        sender: Callable[[], str],
     ) -> bytes:
         """The message of a gRPC call, which nobody sees before it is whole.
 
@@ -91,18 +91,20 @@ class Bodies:
             read: reads it; cancelled where it does not arrive.
             max_bytes: that gRPC lets it have.
             timeout_s: until it must be there.
-            caller: who sends it.
+            sender: names the caller; only asked about a slow message.
 
         Raises:
             DeadlineExceeded: it did not arrive within ``timeout_s``.
             Overloaded: too many messages are coming.
         """
         reading = asyncio.ensure_future(read())
-        held = 0
+        held, caller = 0, ""
         try:
             await asyncio.wait([reading], timeout=min(_AT_ONCE_S, timeout_s))
-            await asyncio.sleep(0)  # where this loop was late, and not the message
             if not reading.done():
+                await asyncio.sleep(0)  # where this loop was late, and not the message
+            if not reading.done():
+                caller = sender()
                 self._hold(caller, max_bytes)
                 held = max_bytes
                 await asyncio.wait([reading], timeout=timeout_s - _AT_ONCE_S)

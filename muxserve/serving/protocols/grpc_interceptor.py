@@ -109,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             context.read,
             self._limits.max_body_bytes,
             self._limits.request_timeout_s,
-            self._sender(context),
+            lambda: self._sender(context),
         )
         if message is grpc.aio.EOF:  # the call ended without one
             raise InvalidInput("the call has no message")
